@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import re
+import warnings
 from typing import Any
 
 import gymnasium
@@ -106,9 +107,9 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env:
     """
     parsed = EnvName.parse(name)
     # OGBench takes seconds to import; names can be read without it.
-    import ogbench.manipspace  # noqa: F401
-
-    from qgf import _manipspace
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*X11")  # no screen: no window, but pictures
+        from qgf import _manipspace
 
     families = {
         "cube": _manipspace.FastCube,

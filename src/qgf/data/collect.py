@@ -1,0 +1,359 @@
+"""Play and noisy data from OGBench's scripted oracles: one seed, the same bytes.
+
+The recipe is that of OGBench's generation script for its manipulation datasets (Park et
+al. 2025). Each episode has a seed of its own, so neither the number of workers nor an
+interruption changes a byte.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import importlib.metadata
+import multiprocessing
+import multiprocessing.connection
+import os
+import platform
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from qgf._files import atomic_open, sha256
+from qgf._progress import progress
+from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
+from qgf.envs import EnvName, make_env
+from qgf.errors import UserError
+
+Episode = dict[str, np.ndarray]
+
+NOISE = 0.1
+NOISE_SMOOTHING = 0.5
+MIN_NORM = 0.4
+# An episode's probability of choosing a stacked target is drawn from this interval.
+STACKING = {
+    "cube-single": (0.0, 0.0),
+    "cube-double": (0.0, 0.25),
+    "cube-triple": (0.05, 0.35),
+    "cube-quadruple": (0.1, 0.5),
+    "cube-octuple": (0.0, 0.35),
+}
+DTYPES = {"terminals": bool, "button_states": np.int64}
+
+
+class _Job(NamedTuple):
+    name: EnvName
+    split: Split
+    episode: int
+    seed: int
+    steps: int
+
+
+class _Target(NamedTuple):
+    """A shard to be made: the file and which episodes of its split go into it."""
+
+    file: str
+    split: Split
+    episodes: range
+
+
+def collect(
+    env: str,
+    out: str | Path,
+    episodes: int,
+    val_episodes: int,
+    shard_episodes: int,
+    workers: int,
+    seed: int,
+    steps: int = 1001,
+) -> Manifest:
+    """Collect a dataset with OGBench's oracles into a folder, or go on with it.
+
+    Shards appear one by one, whole; run again with the same arguments, a collection that
+    was broken off, however rudely, continues behind the last of them.
+
+    Arguments:
+        env: a name with dataset type, e.g. "cube-single-play-v0", "scene-noisy-v0".
+        out: the folder; made if need be.
+        episodes: training episodes in all.
+        val_episodes: validation episodes in all; at least one for each training shard.
+        shard_episodes: training episodes in one shard.
+        workers: processes; with one, all happens in the calling process.
+        seed: from which, with these arguments and package versions, every byte follows.
+        steps: rows of an episode, that is transitions plus one.
+
+    Raises:
+        UserError: an argument makes no sense, the folder holds something else or cannot
+            be written, or a worker died.
+    """
+    name = EnvName.parse(env)
+    plan = {
+        "episodes": episodes,
+        "val_episodes": val_episodes,
+        "shard_episodes": shard_episodes,
+        "steps": steps,
+    }
+    for what, value in {**plan, "workers": workers}.items():
+        if value < 1:
+            raise UserError(f"{what} is {value}; it must be at least 1")
+    if seed < 0:
+        raise UserError(f"seed is {seed}; it must not be negative")
+    targets = _targets(name.dataset, plan)
+    fresh = Manifest(Path(out), name.dataset, seed, _versions(), plan, ())
+    manifest = _resume(fresh)
+    manifest.write()
+    kept = {shard.file for shard in manifest.shards}
+    missing = [target for target in targets if target.file not in kept]
+    order = [target.file for target in targets]
+    with progress() as bar:
+        total = (episodes + val_episodes) * steps
+        done = sum(shard.rows for shard in manifest.shards)
+        task = bar.add_task(name.dataset, total=total, completed=done, unit="steps")
+        advance = functools.partial(bar.advance, task, steps)
+        for shard in _shards(manifest.folder, missing, name, seed, steps, workers, advance):
+            shards = sorted([*manifest.shards, shard], key=lambda s: order.index(s.file))
+            manifest = dataclasses.replace(manifest, shards=tuple(shards))
+            manifest.write()
+    return manifest
+
+
+def _targets(dataset: str, plan: dict[str, int]) -> list[_Target]:
+    episodes, val_episodes = plan["episodes"], plan["val_episodes"]
+    size = plan["shard_episodes"]
+    count = -(-episodes // size)
+    if val_episodes < count:
+        raise UserError(
+            f"val_episodes is {val_episodes}, but each of the {count} shards needs one; "
+            "raise it, or raise shard_episodes"
+        )
+    targets = []
+    for i in range(count):
+        stem = dataset if count == 1 else f"{dataset}-{i:03d}"
+        train = range(i * size, min((i + 1) * size, episodes))
+        val = range(val_episodes * i // count, val_episodes * (i + 1) // count)
+        targets.append(_Target(f"{stem}.npz", "train", train))
+        targets.append(_Target(f"{stem}-val.npz", "val", val))
+    return targets
+
+
+def _versions() -> dict[str, str]:
+    packages = ("qgf", "ogbench", "mujoco", "numpy")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {**versions, "python": platform.python_version()}
+
+
+def _resume(fresh: Manifest) -> Manifest:
+    """Return what the folder already holds of this collection, or `fresh` if nothing."""
+    folder = fresh.folder
+    try:
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
+    if FILE not in found:
+        others = {name for name in found if not name.startswith(f".{FILE}.")}
+        if others:
+            raise UserError(f"{folder} is not empty (it holds {min(others)}); name another")
+        return fresh
+    old = read_manifest(folder)
+    for what, was, now in (
+        ("name", old.name, fresh.name),
+        ("seed", old.seed, fresh.seed),
+        *((key, old.plan.get(key), value) for key, value in fresh.plan.items()),
+        *((key, old.versions.get(key), value) for key, value in fresh.versions.items()),
+    ):
+        if was != now:
+            raise UserError(
+                f"{folder} holds a collection with {what} {was}, not {now}; "
+                "use another folder, or the same arguments and versions to continue"
+            )
+    for name in found:
+        if name.startswith((f".{FILE}.", f".{fresh.name}")):  # of a writer that was killed
+            (folder / name).unlink(missing_ok=True)
+    intact = tuple(shard for shard in old.shards if old.intact(shard))
+    return dataclasses.replace(fresh, shards=intact)
+
+
+def _shards(folder, targets, name, seed, steps, workers, advance) -> Iterator[Shard]:
+    """Write the shards one after the other; yield each when it is on disk."""
+    jobs = [_Job(name, t.split, i, seed, steps) for t in targets for i in t.episodes]
+    results = _run(jobs, min(workers, len(jobs)))
+    try:
+        for target in targets:
+            parts = []
+            for _ in target.episodes:
+                parts.append(next(results))
+                advance()
+            arrays = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+            path = folder / target.file
+            with atomic_open(path) as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+            rows = len(arrays["terminals"])
+            yield Shard(target.file, target.split, len(parts), rows, sha256(path))
+    finally:
+        results.close()
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
+    """Yield the episodes in the order of the jobs."""
+    if workers <= 1:
+        state = np.random.get_state()
+        try:
+            yield from map(_episode, jobs)
+        finally:
+            np.random.set_state(state)
+        return
+    # Each worker is one thread; the matrices are too small for more.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        yield from pool.map(_episode, jobs)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError(
+            "a worker process died (out of memory?); run the same command to continue, "
+            "with fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # The parent handles Ctrl-C; and when the parent is killed, its workers end too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+@functools.lru_cache(maxsize=1)
+def _make(name: EnvName, steps: int) -> tuple[gymnasium.Env, dict[str, Any]]:
+    """Return the environment and an oracle for each of its tasks."""
+    env = make_env(
+        f"{name.domain}-v0",
+        terminate_at_goal=False,
+        mode="data_collection",
+        max_episode_steps=steps,
+    )
+    return env, (_plan_oracles if name.type == "play" else _markov_oracles)(
+        env, name.domain
+    )
+
+
+def _plan_oracles(env: gymnasium.Env, domain: str) -> dict[str, Any]:
+    from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
+    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
+    from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
+    from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
+
+    noise = {"env": env, "noise": NOISE, "noise_smoothing": NOISE_SMOOTHING}
+    if domain.startswith("cube"):
+        return {"cube": CubePlanOracle(**noise)}
+    if domain.startswith("puzzle"):
+        return {"button": ButtonPlanOracle(gripper_always_closed=True, **noise)}
+    return {
+        "cube": CubePlanOracle(**noise),
+        "button": ButtonPlanOracle(**noise),
+        "drawer": DrawerPlanOracle(**noise),
+        "window": WindowPlanOracle(**noise),
+    }
+
+
+def _markov_oracles(env: gymnasium.Env, domain: str) -> dict[str, Any]:
+    from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
+    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+    from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
+    from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle
+
+    norm = {"env": env, "min_norm": MIN_NORM}
+    if domain.startswith("cube"):
+        return {"cube": CubeMarkovOracle(**norm)}
+    if domain.startswith("puzzle"):
+        return {"button": ButtonMarkovOracle(gripper_always_closed=True, **norm)}
+    return {
+        "cube": CubeMarkovOracle(max_step=100, **norm),
+        "button": ButtonMarkovOracle(**norm),
+        "drawer": DrawerMarkovOracle(**norm),
+        "window": WindowMarkovOracle(**norm),
+    }
+
+
+def episode_seed(seed: int, split: Split, episode: int) -> np.ndarray:
+    """Return the five 32-bit words that seed one episode: the oracles' four, the env's."""
+    key = (("train", "val").index(split), episode)
+    return np.random.SeedSequence(seed, spawn_key=key).generate_state(5)
+
+
+def _episode(job: _Job) -> Episode:
+    """Run one episode; return its arrays, each with `job.steps` rows."""
+    env, oracles = _make(job.name, job.steps)
+    *words, env_seed = episode_seed(job.seed, job.split, job.episode)
+    np.random.seed(words)  # the oracles draw from NumPy's global generator
+    first = env.reset(seed=int(env_seed))
+    while True:
+        episode = _attempt(env, oracles, job.name, first)
+        if job.name.domain != "scene" or _cube_stays_visible(episode["qpos"]):
+            break
+        first = env.reset()
+    return {
+        key: np.array(rows, DTYPES.get(key, np.float32)) for key, rows in episode.items()
+    }
+
+
+def _attempt(env, oracles, name: EnvName, first) -> dict[str, list]:
+    """Let the oracles act until the time limit; return the rows, as they came."""
+    observation, info = first
+    noisy, domain = name.type == "noisy", name.domain
+    p_random = (0.2 if domain.startswith("puzzle") else 0.1) if noisy else 0.0
+    # The order of the draws is that of OGBench's script.
+    low, high = STACKING.get(domain, (0.5, 0.5))
+    p_stack = low if low == high else np.random.uniform(low, high)
+    scale = np.array([1, 1, 1, 3, 10]) * (np.random.uniform(0, NOISE) if noisy else 0.0)
+    oracle = oracles[info["privileged/target_task"]]
+    oracle.reset(observation, info)
+    rows: dict[str, list] = {}
+    done = False
+    while not done:
+        if np.random.rand() < p_random:
+            action = env.action_space.sample()
+        else:
+            action = np.array(oracle.select_action(observation, info))
+            if noisy:
+                action = action + np.random.normal(0, scale, action.shape)
+        action = np.clip(action, -1, 1)
+        next_observation, _, terminated, done, info = env.step(action)
+        done = terminated or done
+        if oracle.done:
+            target = env.unwrapped.set_new_target(p_stack=p_stack)
+            oracle = oracles[target[1]["privileged/target_task"]]
+            oracle.reset(*target)
+        _append(rows, observation, action, done, info)
+        observation = next_observation
+    return rows
+
+
+def _append(rows: dict[str, list], observation, action, done: bool, info) -> None:
+    row = {"observations": observation, "actions": action, "terminals": done}
+    row |= {key: info[f"prev_{key}"] for key in ("qpos", "qvel")}
+    if "prev_button_states" in info:
+        row["button_states"] = info["prev_button_states"]
+    for key, value in row.items():
+        rows.setdefault(key, []).append(value)
+
+
+def _cube_stays_visible(qpos: list[np.ndarray]) -> bool:
+    """Whether the scene's cube is always in sight, or in the drawer.
+
+    Elsewhere goal images would be ambiguous; OGBench throws such episodes away.
+    """
+    _, y, z = np.array(qpos)[:, 14:17].T
+    in_drawer = (z >= 0.06) & (z <= 0.08)
+    return not ((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any()
