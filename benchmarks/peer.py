@@ -104,9 +104,7 @@ def _layers(tree: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
     layers = []
     for i in range(sum(name.startswith("Dense_") for name in tree)):
         dense, norm = tree[f"Dense_{i}"], tree.get(f"LayerNorm_{i}")
-        layers.append(
-            {"kernel": np.array(dense["kernel"]), "bias": np.array(dense["bias"])}
-        )
+        layers.append({"kernel": np.array(dense["kernel"]), "bias": np.array(dense["bias"])})
         if norm:
             layers[-1] |= {
                 "scale": np.array(norm["scale"]),

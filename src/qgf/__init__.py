@@ -1,0 +1,26 @@
+"""Q-Guided Flow: test-time improvement of flow policies by a critic's gradient.
+
+actions = qgf.guided_sample(velocity, critic, obs, noise, weight)
+actions = qgf.load("runs/cube").act(obs, key=key, weight=0.03)
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "guided_sample": "qgf.guidance",
+    "best_of_n": "qgf.search",
+    "flow_matching_loss": "qgf.flow",
+    "euler": "qgf.flow",
+    "load": "qgf.policy",
+    "Policy": "qgf.policy",
+    "UserError": "qgf.errors",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: environment processes import this package but never JAX.
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'qgf' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

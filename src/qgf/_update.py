@@ -1,0 +1,145 @@
+"""The compiled training step: many gradient steps, of several seeds, in one device call."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from qgf.config import Config, Spec
+from qgf.data.dataset import Chunks
+from qgf.learners import LEARNERS, Learner
+
+Learners = dict[str, Learner]
+Metrics = dict[str, Float[Array, " seed"]]
+
+
+class State(NamedTuple):
+    """What training changes; every array leads with the seed axis."""
+
+    learners: Learners
+    optimizer: PyTree
+
+
+def create_state(names: list[str], spec: Spec, config: Config, seeds: Int[Array, " seed"]) -> State:
+    """Return freshly initialized learners and optimizer; each seed's depend on it alone."""
+
+    def create(seed: Int[Array, ""]) -> State:
+        key = jax.random.key(seed)
+        learners = {
+            # A learner's key depends on its name, not on which others train beside it.
+            name: LEARNERS[name].create(
+                spec, config, jax.random.fold_in(key, list(LEARNERS).index(name))
+            )
+            for name in names
+        }
+        return State(learners, _adam(config).init(_split(learners)[0]))
+
+    return eqx.filter_vmap(create)(seeds)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_steps(
+    fixed: tuple[Chunks, Int[Array, " seed"], Config],
+    state: State,
+    step: Int[Array, ""],
+    count: int,
+) -> tuple[State, Metrics]:
+    """Take `count` gradient steps from `step`; return the state and the mean metrics.
+
+    The randomness of a step depends on its seed and number alone, so that training in any
+    division into calls gives the same numbers.
+    """
+    data, seeds, config = fixed
+    return eqx.filter_vmap(
+        lambda state, seed: _scan(data, config, state, seed, step, count),
+        in_axes=(eqx.if_array(0), 0),
+    )(state, seeds)
+
+
+@eqx.filter_jit
+def validation_losses(
+    data: Chunks, learners: Learners, batch_size: int, batches: int = 16
+) -> Metrics:
+    """Return every seed's metrics averaged over `batches` fixed batches of `data`."""
+
+    def one(learners: Learners) -> dict[str, Float[Array, ""]]:
+        def batch(key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
+            return _loss(learners, data, batch_size, key)[1]
+
+        return jax.tree.map(
+            jnp.mean, jax.lax.map(batch, jax.random.split(jax.random.key(0), batches))
+        )
+
+    return eqx.filter_vmap(one)(learners)
+
+
+def _scan(
+    data: Chunks, config: Config, state: State, seed: Array, step: Array, count: int
+) -> tuple[State, dict[str, Float[Array, ""]]]:
+    arrays, static = eqx.partition(state, eqx.is_array)
+    key = jax.random.fold_in(jax.random.key(seed), 1_000_000)
+
+    def body(arrays: Any, number: Array) -> tuple[Any, dict]:
+        state = eqx.combine(arrays, static)
+        state, metrics = _step(data, config, state, jax.random.fold_in(key, number))
+        return eqx.filter(state, eqx.is_array), metrics
+
+    arrays, metrics = jax.lax.scan(body, arrays, step + jnp.arange(count))
+    return eqx.combine(arrays, static), jax.tree.map(jnp.mean, metrics)
+
+
+def _step(data: Chunks, config: Config, state: State, key: PRNGKeyArray) -> tuple[State, dict]:
+    online, rest = _split(state.learners)
+
+    def loss(online: PyTree) -> tuple[Float[Array, ""], dict]:
+        return _loss(eqx.combine(online, rest), data, config.batch_size, key)
+
+    grads, metrics = eqx.filter_grad(loss, has_aux=True)(online)
+    updates, optimizer = _adam(config).update(grads, state.optimizer, online)
+    learners = eqx.combine(eqx.apply_updates(online, updates), rest)
+    return State(_average_targets(learners, config.target_rate), optimizer), metrics
+
+
+def _loss(
+    learners: Learners, data: Chunks, batch_size: int, key: PRNGKeyArray
+) -> tuple[Float[Array, ""], dict]:
+    batch_key, loss_key = jax.random.split(key)
+    batch = data.sample(batch_key, batch_size)
+    total, metrics = jnp.zeros(()), {}
+    for name, learner in learners.items():
+        value, more = learner.loss(batch, loss_key)
+        total += value
+        metrics |= {f"{name}/{k}": v for k, v in more.items()}
+    return total, metrics | {"loss": total}
+
+
+def _adam(config: Config) -> optax.GradientTransformation:
+    return optax.adam(config.learning_rate)
+
+
+def _split(learners: Learners) -> tuple[PyTree, PyTree]:
+    """Split into what the optimizer trains and the rest (target networks, settings)."""
+    trained = jax.tree.map(eqx.is_inexact_array, learners)
+    for name, learner in learners.items():
+        for target in learner.targets:
+            trained = eqx.tree_at(
+                lambda tree, n=name, t=target: getattr(tree[n], t), trained, replace=False
+            )
+    return eqx.partition(learners, trained)
+
+
+def _average_targets(learners: Learners, rate: float) -> Learners:
+    """Move every target network by `rate` toward the network it follows (Polyak)."""
+    for name, learner in learners.items():
+        for target, online in learner.targets.items():
+            moved = jax.tree.map(
+                lambda slow, fast: slow + rate * (fast - slow),
+                getattr(learner, target),
+                getattr(learner, online),
+            )
+            learner = eqx.tree_at(lambda tree, t=target: getattr(tree, t), learner, moved)
+        learners = learners | {name: learner}
+    return learners

@@ -1,0 +1,117 @@
+"""Environment processes for evaluation: each steps its own environments, chunk by chunk."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qgf.envs import make_env
+
+
+class Reply(NamedTuple):
+    """What a slot's environment answers to a reset or a chunk of actions.
+
+    reward and length count the environment steps taken since the last reply.
+    """
+
+    obs: np.ndarray
+    reward: float = 0.0
+    length: int = 0
+    done: bool = False
+    success: bool = False
+
+
+class Workers:
+    """`slots` environments spread over `workers` processes.
+
+    A request is ("reset", seed) or ("act", actions of shape (chunk, action)). The processes
+    end when this one does, however it ends.
+    """
+
+    def __init__(self, env: str, slots: int, workers: int):
+        self._workers = min(workers, slots)
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        with _single_threaded():
+            for _ in range(self._workers):
+                ours, theirs = context.Pipe()
+                context.Process(target=_serve, args=(theirs, env), daemon=True).start()
+                theirs.close()
+                self._pipes.append(ours)
+
+    def request(self, requests: dict[int, tuple[str, Any]]) -> dict[int, Reply]:
+        """Serve every slot's request, in parallel over the processes."""
+        asked = [
+            {slot: request for slot, request in requests.items() if slot % self._workers == i}
+            for i in range(self._workers)
+        ]
+        for pipe, part in zip(self._pipes, asked, strict=True):
+            pipe.send(part)
+        replies: dict[int, Reply] = {}
+        for pipe in self._pipes:
+            answer = pipe.recv()
+            if isinstance(answer, BaseException):
+                raise answer
+            replies |= answer
+        return replies
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Keep linear algebra of processes started in the block to one thread each."""
+    name = "OMP_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _serve(pipe: Connection, env: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and closes the pipe
+    envs: dict[int, Any] = {}
+    while True:
+        try:
+            requests = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            replies = {}
+            for slot, (kind, value) in requests.items():
+                if slot not in envs:
+                    envs[slot] = make_env(env)
+                replies[slot] = (_reset if kind == "reset" else _act)(envs[slot], value)
+            pipe.send(replies)
+        except Exception as error:
+            pipe.send(error)
+
+
+def _reset(env: Any, seed: int) -> Reply:
+    return Reply(env.reset(seed=seed)[0].astype(np.float32))
+
+
+def _act(env: Any, actions: np.ndarray) -> Reply:
+    total = 0.0
+    for length, action in enumerate(actions, 1):  # noqa: B007
+        obs, reward, terminated, truncated, info = env.step(action)
+        total += float(reward)
+        if terminated or truncated:
+            break
+    done = bool(terminated or truncated)
+    return Reply(obs.astype(np.float32), total, length, done, bool(info["success"]))

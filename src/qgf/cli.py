@@ -1,0 +1,260 @@
+"""The `qgf` command: parses, calls, prints."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Union
+
+import tyro
+
+from qgf.config import PRESETS, Config
+from qgf.errors import UserError, nearest
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect a dataset from OGBench's scripted oracles."""
+
+    env: Positional[str]
+    """what to collect, e.g. cube-single-play-v0"""
+    out: Path
+    """folder of the dataset; a collection that was cut off goes on where it was"""
+    episodes: int = 1000
+    """training episodes of 1001 steps"""
+    val_episodes: int | None = None
+    """validation episodes; a tenth of the training episodes by default"""
+    shard_episodes: int = 1000
+    """episodes in a file"""
+    workers: int = 2
+    """processes"""
+    seed: int = 0
+    """of the whole dataset; the same bytes for any number of workers"""
+
+    def __call__(self) -> None:
+        from qgf.data.collect import collect
+
+        val_episodes = -(-self.episodes // 10) if self.val_episodes is None else self.val_episodes
+        manifest = collect(
+            self.env,
+            self.out,
+            self.episodes,
+            val_episodes,
+            self.shard_episodes,
+            self.workers,
+            self.seed,
+        )
+        rows = sum(shard.rows for shard in manifest.shards)
+        print(f"{manifest.name}: {rows:,} steps in {self.out}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a flow policy (BC) and a critic (IQL), side by side."""
+
+    env: str
+    """…-singletask-taskN-v0; without a task the policy alone is trained"""
+    data: Path
+    """folder of a dataset"""
+    out: Path
+    """folder of the run"""
+    preset: Literal["laptop", "paper"] = "laptop"
+    """the values below that are not given"""
+    seed: int = 0
+    """training seed"""
+    seeds: str | None = None
+    """several seeds at once instead: 0..9 or 0,3,5"""
+    policy: Path | None = None
+    """a run whose policy is used as it is; only the critic is trained"""
+    resume: bool = False
+    """continue the run in --out"""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """where metrics go beside metrics.jsonl"""
+    config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["laptop"]
+
+    def __call__(self) -> None:
+        from qgf.train import train
+
+        seeds = [self.seed] if self.seeds is None else _parse_seeds(self.seeds)
+        train(
+            self.env,
+            self.data,
+            self.out,
+            self.config,
+            seeds=seeds,
+            policy=self.policy,
+            resume=self.resume,
+            logger=self.logger,
+        )
+        print(f"trained: {self.out}")
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a run: choose the guidance weight on some episodes, report it on others."""
+
+    run: Positional[Path]
+    """folder of the run"""
+    weights: tuple[float, ...] = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
+    """guidance weights; 0 is always among them"""
+    best_of: tuple[int, ...] = ()
+    """also best-of-N of the unguided policy, for these N"""
+    episodes: int = 50
+    """test episodes for every weight and training seed"""
+    tune_episodes: int | None = None
+    """episodes on which the weight is chosen; as many as --episodes by default"""
+    workers: int = 2
+    """environment processes"""
+    slots: int = 32
+    """episodes that run at a time"""
+    seed: int = 0
+    """of the environments and the noise"""
+    checkpoint: str = "last"
+    """last, best, or a step"""
+    json: Path | None = None
+    """also write the result here (it is always in RUN/eval.json)"""
+    video: Path | None = None
+    """also film the policy and the guided policy side by side (mp4)"""
+
+    def __call__(self) -> None:
+        from qgf._files import write_json
+        from qgf.evaluate import evaluate, format_result
+
+        result = evaluate(
+            self.run,
+            self.weights,
+            episodes=self.episodes,
+            tune_episodes=self.tune_episodes,
+            best_of=self.best_of,
+            workers=self.workers,
+            slots=self.slots,
+            seed=self.seed,
+            checkpoint=self.checkpoint,
+        )
+        if self.json is not None:
+            write_json(self.json, result)
+        print(format_result(result))
+        if self.video is not None:
+            from qgf.video import film
+
+            film(self.run, self.video, weights=(0.0, result["chosen_weight"]), seed=self.seed)
+            print(f"video: {self.video}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html and its pictures into a run's folder."""
+
+    run: Positional[Path]
+    """folder of the run, trained and evaluated"""
+    video: bool = True
+    """film a rollout, where rendering works"""
+
+    def __call__(self) -> None:
+        from qgf.report import report
+
+        print(f"report: {report(self.run, video=self.video)}")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Collect, train, evaluate and report on cube-single, in one go."""
+
+    out: Path = Path("demo")
+    """folder of everything; run again, it reuses what is there"""
+    workers: int = 2
+    """processes"""
+
+    def __call__(self) -> None:
+        from qgf.demo import demo
+
+        demo(self.out, workers=self.workers)
+
+
+COMMANDS: dict[str, type] = {
+    "collect": Collect,
+    "train": Train,
+    "eval": Eval,
+    "report": Report,
+    "demo": Demo,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; exit 2 with one line for a user's mistake, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        _parse(argv)()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted{_where(interrupt)}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _where(interrupt: KeyboardInterrupt) -> str:
+    return f": {interrupt}" if str(interrupt) else "; the same command starts again"
+
+
+def _parse(argv: list[str]) -> Callable[[], None]:
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UserError(
+            f"no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}"
+        )
+    missing = tyro.MISSING
+    defaults = {"train": Train(missing, missing, missing, config=PRESETS[_preset(argv)])}
+    kinds = [
+        Annotated[kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))]
+        for name, kind in COMMANDS.items()
+    ]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(Union[tuple(kinds)], args=argv, prog="qgf")  # noqa: UP007
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(printed.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """Flatten a parser's framed message to one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    return re.sub(r"\s+", " ", re.sub(r"[─│╭╮╰╯┌┐└┘]", " ", text)).strip()
+
+
+def _preset(argv: list[str]) -> str:
+    for i, word in enumerate(argv):
+        name = word.removeprefix("--preset=") if word.startswith("--preset=") else None
+        if word == "--preset" and i + 1 < len(argv):
+            name = argv[i + 1]
+        if name in PRESETS:
+            return name
+    return "laptop"
+
+
+def _parse_seeds(text: str) -> list[int]:
+    match = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if match:
+        seeds = list(range(int(match[1]), int(match[2]) + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", text):
+        seeds = [int(word) for word in text.split(",")]
+    else:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds must be like 0..9 or 0,3,5, got {text!r}")
+    return seeds
+
+
+def _fail(message: str) -> None:
+    print(f"qgf: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Hyperparameters of training, and the two presets."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from qgf.critic import Aggregation
+from qgf.errors import UserError
+
+
+class Spec(NamedTuple):
+    """Sizes that the data fix: dimensions of an observation, of an action, of a chunk."""
+
+    obs: int
+    action: int
+    chunk: int
+
+    @property
+    def chunk_action(self) -> int:
+        """Dimensions of a flattened action chunk."""
+        return self.chunk * self.action
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number a training run depends on, beside its data and seeds."""
+
+    steps: int = 20_000
+    """gradient steps"""
+    batch_size: int = 256
+    """action chunks per gradient step"""
+    width: int = 256
+    """units of a hidden layer, for all networks"""
+    depth: int = 3
+    """hidden layers, for all networks"""
+    learning_rate: float = 3e-4
+    """Adam's step size, constant"""
+    chunk: int = 5
+    """environment steps that one action chunk covers (h)"""
+    denoise_steps: int = 10
+    """Euler steps from noise to action (T)"""
+    times: Literal["uniform", "grid"] = "uniform"
+    """flow times of the BC loss: U[0, 1], or the grid that sampling visits"""
+    discount: float = 0.99
+    """discount γ per environment step"""
+    expectile: float = 0.9
+    """expectile of the value regression"""
+    ensemble: int = 2
+    """Q networks"""
+    aggregation: Aggregation = "min"
+    """how the ensemble's values become one"""
+    target_rate: float = 0.005
+    """share of the online Q that enters the target Q at every step"""
+    dispatch_steps: int = 100
+    """gradient steps compiled into one device call"""
+    log_every: int = 500
+    """gradient steps between lines of metrics.jsonl"""
+    validate_every: int = 2_000
+    """gradient steps between validation losses"""
+    checkpoint_every: int = 5_000
+    """gradient steps between checkpoints"""
+    keep: int = 2
+    """latest checkpoints kept, beside the one with the lowest validation loss"""
+    resident_gb: float = 4.0
+    """gigabytes of data held on the device at once; larger sets rotate through it"""
+    rotate_every: int = 1_000
+    """gradient steps between rotations of a set that does not fit"""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not value > 0:
+                raise UserError(f"{field.name} must be positive, got {value}")
+        for name in ("expectile", "target_rate", "discount"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        for name in ("log_every", "validate_every", "checkpoint_every", "rotate_every"):
+            if getattr(self, name) % self.dispatch_steps:
+                raise UserError(
+                    f"{name} must be a multiple of dispatch_steps ({self.dispatch_steps}), "
+                    f"got {getattr(self, name)}"
+                )
+
+
+PRESETS = {
+    "laptop": Config(),
+    "paper": Config(
+        steps=500_000,
+        batch_size=1024,
+        width=1024,
+        depth=4,
+        discount=0.999,
+        log_every=5_000,
+        validate_every=10_000,
+        checkpoint_every=50_000,
+    ),
+}

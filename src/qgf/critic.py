@@ -1,0 +1,75 @@
+"""Critics: an ensemble of Q networks, a state value, and how an ensemble becomes one Q."""
+
+from typing import Literal, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qgf.networks import MLP
+
+
+class Critic(Protocol):
+    """Any function q(obs, action) -> values; all arrays lead with the batch axis."""
+
+    def __call__(
+        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
+    ) -> Float[Array, " batch"]: ...
+
+
+class Ensemble(eqx.Module):
+    """Independent Q networks; every parameter leads with the member axis."""
+
+    mlp: MLP
+
+    def __init__(
+        self,
+        obs: int,
+        action: int,
+        *,
+        members: int,
+        width: int,
+        depth: int,
+        key: PRNGKeyArray,
+    ):
+        def member(key: PRNGKeyArray) -> MLP:
+            return MLP(obs + action, 1, width=width, depth=depth, norms=depth, key=key)
+
+        self.mlp = eqx.filter_vmap(member)(jax.random.split(key, members))
+
+    def __call__(
+        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
+    ) -> Float[Array, "member batch"]:
+        return jax.vmap(lambda mlp: mlp(obs, action)[:, 0])(self.mlp)
+
+
+class Value(eqx.Module):
+    """A state value V(s)."""
+
+    mlp: MLP
+
+    def __init__(self, obs: int, *, width: int, depth: int, key: PRNGKeyArray):
+        self.mlp = MLP(obs, 1, width=width, depth=depth, norms=depth, key=key)
+
+    def __call__(self, obs: Float[Array, "batch obs"]) -> Float[Array, " batch"]:
+        return self.mlp(obs)[:, 0]
+
+
+Aggregation = Literal["min", "mean"]
+
+
+def aggregate(
+    values: Float[Array, "member batch"], how: Aggregation = "min"
+) -> Float[Array, " batch"]:
+    """Reduce an ensemble's values to one per row: the smallest (pessimistic), or the mean."""
+    return values.min(0) if how == "min" else values.mean(0)
+
+
+def expectile_loss(difference: Float[Array, " batch"], expectile: float) -> Float[Array, " batch"]:
+    """Return |τ − 1(d < 0)| d², whose minimizer over V with d = Q − V is the τ-expectile.
+
+    Source: implicit Q-learning (arXiv 2110.06169), equation 5.
+    """
+    weight = jnp.where(difference > 0, expectile, 1 - expectile)
+    return weight * jnp.square(difference)

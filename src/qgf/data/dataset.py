@@ -1,0 +1,213 @@
+"""Action chunks from OGBench-layout shards, held on the device and sampled there."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from ogbench.relabel_utils import relabel_dataset
+
+from qgf.data.manifest import Manifest, Shard
+from qgf.envs import EnvName, make_env
+from qgf.errors import UserError
+
+
+class Batch(NamedTuple):
+    """A batch of chunked transitions (s, a_t … a_{t+h-1}, R, m, s').
+
+    reward is R = Σ_{i<h} γ^i r_{t+i}, counted up to the step that solves the task; mask is
+    0 where the task was solved inside the chunk, else 1.
+    """
+
+    obs: Float[Array, "batch obs"]
+    action: Float[Array, "batch chunk*action"]
+    reward: Float[Array, " batch"]
+    mask: Float[Array, " batch"]
+    next_obs: Float[Array, "batch obs"]
+
+
+class Chunks(eqx.Module):
+    """Trajectories, and the chunks of h steps that lie whole inside one of them."""
+
+    obs: Float[Array, "row obs"]
+    action: Float[Array, "row action"]
+    start: Int[Array, " chunk"]
+    reward: Float[Array, " chunk"]
+    mask: Float[Array, " chunk"]
+    length: int = eqx.field(static=True)
+
+    def take(self, index: Int[Array, " batch"]) -> Batch:
+        """Return the chunks at `index` (positions in `start`)."""
+        row = self.start[index]
+        action = self.action[row[:, None] + jnp.arange(self.length)]
+        return Batch(
+            obs=self.obs[row],
+            action=action.reshape(len(row), -1),
+            reward=self.reward[index],
+            mask=self.mask[index],
+            next_obs=self.obs[row + self.length],
+        )
+
+    def sample(self, key: PRNGKeyArray, batch_size: int) -> Batch:
+        """Return `batch_size` chunks drawn uniformly with replacement."""
+        return self.take(jax.random.randint(key, (batch_size,), 0, len(self.start)))
+
+
+def chunk_returns(
+    rewards: Float[np.ndarray, " row"],
+    masks: Float[np.ndarray, " row"],
+    start: Int[np.ndarray, " chunk"],
+    length: int,
+    discount: float,
+) -> tuple[Float[np.ndarray, " chunk"], Float[np.ndarray, " chunk"]]:
+    """Return each chunk's discounted reward and its mask (0: solved inside the chunk).
+
+    A solved state ends the episode: it pays its own reward, and later ones pay nothing.
+    """
+    total = np.zeros(len(start))
+    alive = np.ones(len(start))
+    for i in range(length):
+        total += discount**i * alive * rewards[start + i]
+        alive *= masks[start + i]
+    return total.astype(np.float32), alive.astype(np.float32)
+
+
+class Dataset:
+    """A folder of shards seen as chunks of one environment, and of one task if it names one.
+
+    Without a task, rewards are 0 and masks 1: enough for behaviour cloning.
+    """
+
+    def __init__(self, manifest: Manifest, env: str, *, chunk: int, discount: float):
+        """Raise UserError when the data are of another environment than `env`."""
+        self.name = EnvName.parse(env)
+        if manifest.name != self.name.dataset:
+            raise UserError(
+                f"the data in {manifest.folder} are of {manifest.name}, but {env} needs "
+                f"{self.name.dataset}; collect it or name its folder with --data"
+            )
+        self.manifest = manifest
+        self.chunk = chunk
+        self.discount = discount
+        self._env = make_env(env) if self.name.singletask else None
+
+    def chunks(self, shards: list[Shard]) -> Chunks:
+        """Read `shards` into one set of chunks (NumPy arrays; the device copy is the caller's).
+
+        Raises:
+            UserError: a shard is damaged, has NaN, an action outside [-1, 1], or no
+                trajectory as long as a chunk.
+        """
+        parts = [self._read(shard) for shard in shards]
+        sizes = [len(part["observations"]) for part in parts]
+        offsets = [0, *itertools.accumulate(sizes)]
+
+        def join(name: str) -> np.ndarray:
+            return np.concatenate([part[name] for part in parts])
+
+        start = [p["start"] + o for p, o in zip(parts, offsets, strict=False)]
+        return Chunks(
+            obs=join("observations"),
+            action=join("actions"),
+            start=np.concatenate(start).astype(np.int32),
+            reward=join("reward"),
+            mask=join("mask"),
+            length=self.chunk,
+        )
+
+    def groups(self, gigabytes: float) -> list[list[Shard]]:
+        """Split the training shards into runs of neighbours of at most `gigabytes` each."""
+        shards = self.manifest.split("train")
+        row_bytes = self._row_bytes(shards[0])
+        groups: list[list[Shard]] = [[]]
+        for shard in shards:
+            rows = shard.rows + sum(other.rows for other in groups[-1])
+            if groups[-1] and rows * row_bytes > gigabytes * 1e9:
+                groups.append([])
+            groups[-1].append(shard)
+        return groups
+
+    def validation(self) -> Chunks:
+        """Return all chunks of the -val shards."""
+        return self.chunks(self.manifest.split("val"))
+
+    def _row_bytes(self, shard: Shard) -> int:
+        part = _load(self.manifest.folder / shard.file)
+        return 4 * (part["observations"].shape[1] + part["actions"].shape[1] + 3)
+
+    def _read(self, shard: Shard) -> dict[str, np.ndarray]:
+        path = self.manifest.folder / shard.file
+        data = _load(path)
+        _check(path, data)
+        start = _chunk_starts(path, data["terminals"], self.chunk)
+        if self._env is not None:
+            relabel_dataset(self.name.env_id, self._env, data)
+            reward, mask = chunk_returns(
+                data["rewards"], data["masks"], start, self.chunk, self.discount
+            )
+        else:
+            reward, mask = np.zeros(len(start), np.float32), np.ones(len(start), np.float32)
+        arrays = {name: data[name].astype(np.float32) for name in ("observations", "actions")}
+        return {**arrays, "start": start, "reward": reward, "mask": mask}
+
+
+def rotation(dataset: Dataset, gigabytes: float, every: int, step: int) -> Iterator[Chunks]:
+    """Yield the chunks to train on from `step`, once per `every` gradient steps.
+
+    A set that fits is yielded again and again without being read again.
+    """
+    groups = dataset.groups(gigabytes)
+    current, data = None, None
+    for turn in itertools.count(step // every):
+        if turn % len(groups) != current:
+            current = turn % len(groups)
+            del data
+            data = jax.device_put(dataset.chunks(groups[current]))
+        yield data
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({error}); download or collect it again") from None
+
+
+def _check(path: Path, data: dict[str, np.ndarray]) -> None:
+    for name in ("observations", "actions"):
+        bad = ~np.isfinite(data[name]).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f"{path} has NaN or infinity in {name}, first in row {bad.argmax()}; "
+                "remove that episode or collect the shard again"
+            )
+    outside = np.abs(data["actions"]).max(axis=1) > 1 + 1e-6
+    if outside.any():
+        raise UserError(
+            f"{path} has an action outside [-1, 1], first in row {outside.argmax()}; "
+            "scale the actions to [-1, 1]"
+        )
+
+
+def _chunk_starts(path: Path, terminals: np.ndarray, length: int) -> np.ndarray:
+    """Return the rows at which a whole chunk and the observation after it begin.
+
+    The last row of a trajectory (terminal) holds its last observation; its action is unused.
+    """
+    ends = np.flatnonzero(terminals)
+    if len(ends) == 0 or ends[-1] != len(terminals) - 1:
+        raise UserError(f"{path} does not end with a terminal row; it is cut off: collect it again")
+    firsts = np.concatenate([[0], ends[:-1] + 1])
+    starts = [np.arange(a, b - length + 1) for a, b in zip(firsts, ends, strict=True)]
+    if not any(len(s) for s in starts):
+        raise UserError(
+            f"{path}: no trajectory is as long as a chunk of {length} steps (the longest has "
+            f"{(ends - firsts).max()}); use a smaller --chunk"
+        )
+    return np.concatenate(starts)

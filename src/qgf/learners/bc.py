@@ -1,0 +1,45 @@
+"""Behaviour cloning of a flow policy: the reference policy that guidance improves."""
+
+from typing import ClassVar
+
+import equinox as eqx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qgf.config import Config, Spec
+from qgf.data.dataset import Batch
+from qgf.flow import FlowPolicy, flow_matching_loss
+
+
+class BC(eqx.Module):
+    """A flow policy trained by conditional flow matching on action chunks."""
+
+    policy: FlowPolicy
+    config: Config = eqx.field(static=True)
+    targets: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "BC":
+        policy = FlowPolicy(
+            spec.obs, spec.chunk_action, width=config.width, depth=config.depth, key=key
+        )
+        return cls(policy, config)
+
+    def loss(self, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
+        loss = flow_matching_loss(
+            self.policy,
+            batch.obs,
+            batch.action,
+            key,
+            times=self.config.times,
+            steps=self.config.denoise_steps,
+        )
+        return loss, {"bc_loss": loss}
+
+    def velocity(
+        self,
+        obs: Float[Array, "batch obs"],
+        action: Float[Array, "batch action"],
+        t: Float[Array, " batch"],
+    ) -> Float[Array, "batch action"]:
+        """Return v(s, a_t, t), for samplers."""
+        return self.policy(obs, action, t)

@@ -1,0 +1,344 @@
+"""Training: one loop for every learner, with checkpoints, resume, validation and logs."""
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qgf._files import atomic_open, read_json, write_json
+from qgf._progress import progress
+from qgf._update import State, create_state, train_steps, validation_losses
+from qgf.checkpoint import (
+    find_checkpoint,
+    list_checkpoints,
+    load_arrays,
+    load_learner,
+    load_record,
+    prune_checkpoints,
+    save_arrays,
+    save_checkpoint,
+)
+from qgf.config import Config, Spec
+from qgf.data.dataset import Dataset, rotation
+from qgf.data.manifest import load_manifest
+from qgf.envs import EnvName
+from qgf.errors import UserError
+
+Logger = Literal["none", "tensorboard", "wandb"]
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training, raised after the state was saved."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the loop needs and does not change."""
+
+    out: Path
+    config: Config
+    dataset: Dataset
+    seeds: jax.Array
+    names: list[str]
+
+
+def train(
+    env: str,
+    data: Path,
+    out: Path,
+    config: Config,
+    *,
+    seeds: Sequence[int] = (0,),
+    policy: Path | None = None,
+    resume: bool = False,
+    logger: Logger = "none",
+) -> None:
+    """Train a flow policy (BC) and a critic (IQL) side by side; write the run to `out`.
+
+    Args:
+        env: a single-task environment; or one without a task, to train the policy alone.
+        data: a folder of OGBench-layout shards.
+        seeds: all are trained at once, in one compiled program.
+        policy: a run whose policy is taken as it is, so that only the critic is trained.
+        resume: continue the run in `out`; a larger config.steps prolongs it.
+
+    Raises:
+        UserError: unfit data or arguments, another run in `out`, or a loss that is not
+            finite (the last checkpoint stays).
+        TrainingInterrupted: Ctrl-C; the state was saved.
+    """
+    manifest = load_manifest(data)
+    dataset = Dataset(manifest, env, chunk=config.chunk, discount=config.discount)
+    validation = jax.device_put(dataset.validation())
+    spec = Spec(validation.obs.shape[1], validation.action.shape[1], config.chunk)
+    names = _names(env, policy)
+    record = _record(env, dataset, spec, config, seeds, policy)
+    start = _open_run(out, record, resume)
+    if policy is not None and start is None:
+        _copy_policy(policy, out, record)
+
+    run = _Run(out, config, dataset, jnp.asarray(seeds), names)
+    state = create_state(names, spec, config, run.seeds)
+    step = 0
+    if start is not None:
+        step = int(start.name)
+        state = State(
+            {
+                name: load_arrays(start / f"{name}.safetensors", state.learners[name])
+                for name in names
+            },
+            load_arrays(start / "optimizer.safetensors", state.optimizer),
+        )
+    _truncate_metrics(out / "metrics.jsonl", step)
+    with _writer(logger, out, record) as log:
+        _loop(run, state, validation, step, log)
+
+
+def _loop(run: _Run, state: State, validation: Any, step: int, log: Callable) -> None:
+    config = run.config
+    losses: dict[str, np.ndarray] = {}
+    window: list[dict[str, np.ndarray]] = []
+    rotating = rotation(run.dataset, config.resident_gb, config.rotate_every, step)
+    data = None
+    with progress() as bar, _interrupt() as interrupted:
+        task = bar.add_task("training", total=config.steps, completed=step, unit="steps")
+        while step < config.steps:
+            if data is None or step % config.rotate_every == 0:
+                data = next(rotating)
+            count = min(config.dispatch_steps, config.steps - step)
+            state, metrics = train_steps((data, run.seeds, config), state, jnp.asarray(step), count)
+            window.append({k: np.asarray(v) for k, v in metrics.items()})
+            step += count
+            _check_finite(run, window[-1], step)
+            bar.update(task, completed=step)
+            last = step == config.steps or bool(interrupted)
+            if step % config.log_every == 0 or last:
+                log(
+                    "train",
+                    step,
+                    {k: np.mean([w[k] for w in window], 0) for k in window[0]},
+                )
+                window = []
+            if step % config.validate_every == 0 or step % config.checkpoint_every == 0 or last:
+                losses = validation_losses(validation, state.learners, config.batch_size)
+                losses = {k: np.asarray(v) for k, v in losses.items()}
+                log("validation", step, losses)
+            if step % config.checkpoint_every == 0 or last:
+                _save(run, state, step, losses)
+            if interrupted and step < config.steps:
+                raise TrainingInterrupted(step)
+
+
+def _save(run: _Run, state: State, step: int, losses: dict[str, np.ndarray]) -> None:
+    finite = jax.tree.map(lambda x: jnp.isfinite(x).all(), _arrays(state.learners))
+    if not all(map(bool, jax.tree.leaves(finite))):
+        _diverged(run, "a parameter", step)
+    save_checkpoint(
+        run.out,
+        step,
+        {**state.learners, "optimizer": state.optimizer},
+        {"validation_loss": float(losses["loss"].mean())},
+    )
+    prune_checkpoints(run.out, run.config.keep)
+
+
+def _arrays(tree: Any) -> Any:
+    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+
+
+def _check_finite(run: _Run, metrics: dict[str, np.ndarray], step: int) -> None:
+    for name, values in metrics.items():
+        if not np.isfinite(values).all():
+            seed = int(run.seeds[np.flatnonzero(~np.isfinite(values))[0]])
+            _diverged(run, f"{name} of seed {seed}", step)
+
+
+def _diverged(run: _Run, what: str, step: int) -> None:
+    kept = list(list_checkpoints(run.out))
+    last = f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
+    raise UserError(
+        f"{what} is no longer finite before step {step}; {last}. Use a smaller --learning-rate "
+        f"(now {run.config.learning_rate}) and check the scale of the data"
+    )
+
+
+def _names(env: str, policy: Path | None) -> list[str]:
+    if not EnvName.parse(env).singletask:
+        if policy is not None:
+            raise UserError(
+                f"{env} names no task, so there is no critic to train on the policy of {policy}; "
+                "use …-singletask-taskN-v0"
+            )
+        return ["policy"]
+    return ["policy", "critic"] if policy is None else ["critic"]
+
+
+def _record(
+    env: str,
+    dataset: Dataset,
+    spec: Spec,
+    config: Config,
+    seeds: Sequence[int],
+    policy: Path | None,
+) -> dict:
+    """Return config.json: all that the run's numbers depend on."""
+    packages = ("qgf", "jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco")
+    return {
+        "env": env,
+        "seeds": list(seeds),
+        "config": dataclasses.asdict(config),
+        "spec": spec._asdict(),
+        "policy": None if policy is None else {"run": str(policy)},
+        "learners": _names(env, policy),
+        "data": {
+            "folder": str(dataset.manifest.folder.resolve()),
+            "name": dataset.manifest.name,
+            "sha256": {shard.file: shard.sha256 for shard in dataset.manifest.shards},
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _open_run(out: Path, record: dict, resume: bool) -> Path | None:
+    """Return the checkpoint to continue from, or None for a fresh run; write config.json."""
+    path = out / "config.json"
+    if not resume:
+        if path.exists():
+            raise UserError(
+                f"{out} already holds a run; add --resume to continue it, or use another --out"
+            )
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and is no run; use another --out")
+        write_json(path, record)
+        return None
+    if not path.exists():
+        raise UserError(f"{out} holds no run to resume; leave --resume out to start one")
+    old = read_json(path)
+    differ = _differences(old, record)
+    if differ:
+        raise UserError(
+            f"{out} was started with another configuration: {differ}; resume with the old one"
+        )
+    states = list_checkpoints(out)
+    if states and max(states) > record["config"]["steps"]:
+        raise UserError(
+            f"{out} is already at step {max(states)}; resume with --steps of at least that"
+        )
+    write_json(path, record | {"policy": old["policy"]})
+    return find_checkpoint(out) if states else None
+
+
+def _differences(old: dict, new: dict) -> str:
+    def flat(record: dict) -> dict[str, Any]:
+        config = {k: v for k, v in record["config"].items() if k != "steps"}
+        data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
+        policy = (record["policy"] or {}).get("run")
+        return config | data | {"env": record["env"], "seeds": record["seeds"], "policy": policy}
+
+    a, b = flat(old), flat(new)
+    names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    return ", ".join(f"{name} was {a.get(name)}, now {b.get(name)}" for name in names)
+
+
+def _copy_policy(policy: Path, out: Path, record: dict) -> None:
+    """Bring another run's policy, of the same seeds, into this run, so that it stands alone."""
+    other = load_record(policy)
+    for name, ours, theirs in (
+        ("data", record["data"]["name"], other["data"]["name"]),
+        ("chunk", record["config"]["chunk"], other["config"]["chunk"]),
+    ):
+        if ours != theirs:
+            raise UserError(f"the policy of {policy} has {name} {theirs}, this run {ours}")
+    learner = load_learner(policy, "policy", seeds=record["seeds"])
+    save_arrays(out / "policy.safetensors", learner)
+    source = other["policy"] or {"run": str(policy), "config": other["config"]}
+    write_json(out / "config.json", record | {"policy": source})
+
+
+def _truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which the resumed run will write again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    with atomic_open(path, "w") as file:
+        file.writelines(kept)
+
+
+@contextlib.contextmanager
+def _writer(logger: Logger, out: Path, record: dict) -> Iterator[Callable]:
+    """Yield log(split, step, metrics): a line a seed in metrics.jsonl, and the chosen logger."""
+    send, close = _remote(logger, out, record)
+
+    def log(split: str, step: int, metrics: dict[str, np.ndarray]) -> None:
+        for i, seed in enumerate(record["seeds"]):
+            values = {name: float(value[i]) for name, value in metrics.items()}
+            line = {"step": step, "split": split, "seed": seed, **values}
+            file.write(json.dumps(line) + "\n")
+            send(
+                {f"{split}/{name}/seed{seed}": value for name, value in values.items()},
+                step,
+            )
+        file.flush()
+
+    with open(out / "metrics.jsonl", "a") as file:
+        try:
+            yield log
+        finally:
+            close()
+
+
+def _remote(logger: Logger, out: Path, record: dict) -> tuple[Callable, Callable]:
+    """Return (send(values, step), close()) of the chosen logger."""
+    if logger == "none":
+        return (lambda values, step: None), (lambda: None)
+    module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[logger]
+    try:
+        package = importlib.import_module(module)
+    except ImportError:
+        raise UserError(
+            f"--logger {logger} needs {module}; install it with pip install 'qgf[{logger}]'"
+        ) from None
+    if logger == "wandb":
+        run = package.init(project="qgf", name=out.name, dir=out, config=record)
+        return run.log, run.finish
+    writer = package.SummaryWriter(str(out / "tensorboard"))
+
+    def send(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return send, writer.close
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[list[int]]:
+    """Turn a first Ctrl-C into a note in the yielded list; a second one interrupts at once."""
+    noted: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
