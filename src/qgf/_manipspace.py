@@ -28,7 +28,8 @@ _PRESSED = -0.02
 Quaternion = Sequence[float]
 
 
-def _multiply(p: Quaternion, q: Quaternion) -> Quaternion:
+def multiply(p: Quaternion, q: Quaternion) -> Quaternion:
+    """Return the product of two quaternions (w, x, y, z)."""
     # The order of the sums is OGBench's: another order rounds differently.
     w0, x0, y0, z0 = p
     w1, x1, y1, z1 = q
@@ -40,7 +41,8 @@ def _multiply(p: Quaternion, q: Quaternion) -> Quaternion:
     )
 
 
-def _yaws(quaternions: list[Quaternion]) -> NDArray[np.float64]:
+def yaws_of(quaternions: list[Quaternion]) -> NDArray[np.float64]:
+    """Return the yaw of each quaternion, in radians, (n,)."""
     # `**` on floats, not on arrays, which square by multiplication: pow may differ by
     # one unit in the last place. NumPy's arctan2 may likewise differ from math.atan2.
     sines = [2 * (w * z + x * y) for w, x, y, z in quaternions]
@@ -48,15 +50,19 @@ def _yaws(quaternions: list[Quaternion]) -> NDArray[np.float64]:
     return np.arctan2(sines, cosines)
 
 
-def _about_z(angle: float) -> tuple[float, float]:
-    """Return (w, z) of the quaternion that rotates by `angle` radians about z."""
-    squared = angle * angle
+def half_turn(squared: float) -> tuple[float, float]:
+    """Return cos(θ/2) and sin(θ/2)/θ for an angle θ in radians, given θ²."""
     if squared < 1e-10:
         real = 1.0 - squared / 8.0 + squared * squared / 384.0
-        imaginary = 0.5 - squared / 48.0 + squared * squared / 3840.0
-        return real, imaginary * angle
-    norm = math.sqrt(squared)
-    return float(np.cos(0.5 * norm)), float(np.sin(0.5 * norm)) / norm * angle
+        return real, 0.5 - squared / 48.0 + squared * squared / 3840.0
+    angle = math.sqrt(squared)
+    return float(np.cos(0.5 * angle)), float(np.sin(0.5 * angle)) / angle
+
+
+def _about_z(angle: float) -> tuple[float, float]:
+    """Return (w, z) of the quaternion that rotates by `angle` radians about z."""
+    real, imaginary = half_turn(angle * angle)
+    return real, imaginary * angle
 
 
 def _norm(vector: NDArray[np.float64]) -> float:
@@ -71,9 +77,7 @@ def _clip01(x: float) -> float:
 class _InverseKinematics:
     """Damped least squares on one site: `DiffIKController.solve` on buffers made once."""
 
-    def __init__(
-        self, model: mujoco.MjModel, site: int, damping: NDArray, max_angle: float
-    ):
+    def __init__(self, model: mujoco.MjModel, site: int, damping: NDArray, max_angle: float):
         self.model, self._site = model, site
         self._damping, self._max_angle = damping, max_angle
         self._data = data = mujoco.MjData(model)
@@ -220,6 +224,11 @@ class _Fast(ManipSpaceEnv):
         info["success"] = success
         return observation, reward, terminated, self.truncate_episode(), info
 
+    def normalize_action(self, action: NDArray) -> NDArray[np.float64]:
+        """Scale a change of pose, (5,) in metres, radians and opening, to [-1, 1]."""
+        scaled = 2 * (action - self.action_low) / self._action_range - 1
+        return np.minimum(np.maximum(scaled, -1), 1)
+
     def set_control(self, action: NDArray) -> None:
         """Turn relative end-effector control, (5,) in [-1, 1], into joint targets."""
         dx, dy, dz, turn, grip = (
@@ -233,15 +242,15 @@ class _Fast(ManipSpaceEnv):
         w0, z0 = _about_z(turn)
         w1, z1 = _about_z(self._pinch_yaw())
         w, z = -z0 * z1 + w0 * w1, z0 * w1 + w0 * z1
-        yaw = float(_yaws([(0.0, -w, -z, 0.0)])[0])
+        yaw = float(yaws_of([(0.0, -w, -z, 0.0)])[0])
         w, z = _about_z(min(max(yaw, -math.pi), math.pi))
         down = (0.0, w, z, 0.0)
         aw, ax, ay, az, *offset = self._attach
-        rotated = _multiply(_multiply(down, (0.0, *offset)), (0.0, -w, -z, -0.0))[1:]
+        rotated = multiply(multiply(down, (0.0, *offset)), (0.0, -w, -z, -0.0))[1:]
         opening = _clip01(self._data.qpos[self._gripper_opening_joint_id].item() / 0.8)
         joints = self._ik.solve(
             rotated + target,
-            np.array(_multiply(down, (aw, ax, ay, az))),
+            np.array(multiply(down, (aw, ax, ay, az))),
             self._data.qpos[self._arm],
         )
         self._data.ctrl[self._arm_actuator_ids] = joints
@@ -252,7 +261,7 @@ class _Fast(ManipSpaceEnv):
         return self._quat.tolist()
 
     def _pinch_yaw(self) -> float:
-        return float(_yaws([self._quaternion(self._pinch_mat)])[0])
+        return float(yaws_of([self._quaternion(self._pinch_mat)])[0])
 
     def pre_step(self) -> None:
         """Remember the state before the step."""
@@ -268,7 +277,7 @@ class _Fast(ManipSpaceEnv):
         quaternions = [self._quaternion(self._pinch_mat)]
         quaternions += [qpos[a + 3 : a + 7].tolist() for a in self._cube_addresses]
         quaternions += self._more_quaternions()
-        yaws = _yaws(quaternions)
+        yaws = yaws_of(quaternions)
         self._cur_yaws = yaws
         info = {
             "proprio/joint_pos": qpos[self._arm].copy(),
@@ -526,9 +535,7 @@ class FastScene(_Buttons, SceneEnv):
     def _paint(self) -> None:
         super()._paint()
         self._paint_cubes()
-        for material, state in zip(
-            self._handle_materials, self._cur_button_states, strict=True
-        ):
+        for material, state in zip(self._handle_materials, self._cur_button_states, strict=True):
             self._model.mat_rgba[material] = self._colors[self._button_colors[state]]
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from qgf._files import atomic_open, sha256
 from qgf._progress import progress
+from qgf.data._oracles import make_oracles
 from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
 from qgf.envs import EnvName, make_env
 from qgf.errors import UserError
@@ -31,8 +32,6 @@ from qgf.errors import UserError
 Episode = dict[str, np.ndarray]
 
 NOISE = 0.1
-NOISE_SMOOTHING = 0.5
-MIN_NORM = 0.4
 # An episode's probability of choosing a stacked target is drawn from this interval.
 STACKING = {
     "cube-single": (0.0, 0.0),
@@ -243,47 +242,7 @@ def _make(name: EnvName, steps: int) -> tuple[gymnasium.Env, dict[str, Any]]:
         mode="data_collection",
         max_episode_steps=steps,
     )
-    return env, (_plan_oracles if name.type == "play" else _markov_oracles)(
-        env, name.domain
-    )
-
-
-def _plan_oracles(env: gymnasium.Env, domain: str) -> dict[str, Any]:
-    from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
-    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
-    from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
-    from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
-
-    noise = {"env": env, "noise": NOISE, "noise_smoothing": NOISE_SMOOTHING}
-    if domain.startswith("cube"):
-        return {"cube": CubePlanOracle(**noise)}
-    if domain.startswith("puzzle"):
-        return {"button": ButtonPlanOracle(gripper_always_closed=True, **noise)}
-    return {
-        "cube": CubePlanOracle(**noise),
-        "button": ButtonPlanOracle(**noise),
-        "drawer": DrawerPlanOracle(**noise),
-        "window": WindowPlanOracle(**noise),
-    }
-
-
-def _markov_oracles(env: gymnasium.Env, domain: str) -> dict[str, Any]:
-    from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
-    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
-    from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
-    from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle
-
-    norm = {"env": env, "min_norm": MIN_NORM}
-    if domain.startswith("cube"):
-        return {"cube": CubeMarkovOracle(**norm)}
-    if domain.startswith("puzzle"):
-        return {"button": ButtonMarkovOracle(gripper_always_closed=True, **norm)}
-    return {
-        "cube": CubeMarkovOracle(max_step=100, **norm),
-        "button": ButtonMarkovOracle(**norm),
-        "drawer": DrawerMarkovOracle(**norm),
-        "window": WindowMarkovOracle(**norm),
-    }
+    return env, make_oracles(env, name)
 
 
 def episode_seed(seed: int, split: Split, episode: int) -> np.ndarray:
@@ -303,9 +262,7 @@ def _episode(job: _Job) -> Episode:
         if job.name.domain != "scene" or _cube_stays_visible(episode["qpos"]):
             break
         first = env.reset()
-    return {
-        key: np.array(rows, DTYPES.get(key, np.float32)) for key, rows in episode.items()
-    }
+    return {key: np.array(rows, DTYPES.get(key, np.float32)) for key, rows in episode.items()}
 
 
 def _attempt(env, oracles, name: EnvName, first) -> dict[str, list]:
@@ -327,8 +284,8 @@ def _attempt(env, oracles, name: EnvName, first) -> dict[str, list]:
         else:
             action = np.array(oracle.select_action(observation, info))
             if noisy:
-                action = action + np.random.normal(0, scale, action.shape)
-        action = np.clip(action, -1, 1)
+                noise = np.random.normal(0, scale, action.shape)
+                action = np.clip(action + noise, -1, 1)
         next_observation, _, terminated, done, info = env.step(action)
         done = terminated or done
         if oracle.done:

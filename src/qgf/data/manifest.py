@@ -118,10 +118,8 @@ def load_manifest(folder: str | Path) -> Manifest:
 
 def _complain(manifest: Manifest, shard: Shard) -> None:
     path = manifest.folder / shard.file
-    if not path.is_file():
-        state = "is missing"
-    else:
-        state = f"differs from what {FILE} recorded (SHA-256)"
+    changed = f"differs from what {FILE} recorded (SHA-256)"
+    state = changed if path.is_file() else "is missing"
     mend = (
         "run the same 'qgf collect' command to make it again"
         if manifest.plan
@@ -159,9 +157,7 @@ def _survey(folder: Path) -> Manifest:
         raise UserError(f"{folder} holds no dataset (no .npz files)")
     names = sorted({re.sub(r"-\d+$", "", path.stem) for path in train})
     if len(names) > 1:
-        raise UserError(
-            f"{folder} holds several datasets, {', '.join(names)}: separate them"
-        )
+        raise UserError(f"{folder} holds several datasets, {', '.join(names)}: separate them")
     shards = []
     for path in train:
         val = path.with_name(f"{path.stem}-val.npz")
