@@ -1,12 +1,14 @@
 """Collection against OGBench: its loader, its environments, and its generation loop."""
 
 import functools
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import gymnasium
@@ -233,6 +235,17 @@ def test_broken_off_collection_continues_with_the_same_bytes(how, whole, tmp_pat
     small(out=folder)
     assert contents(folder) == contents(whole)
     assert first.stat().st_mtime_ns == stamp or not recorded
+
+
+def test_death_of_a_worker_is_reported(tmp_path):
+    def kill():
+        wait_until(lambda: len(multiprocessing.active_children()) == 2, 60)
+        time.sleep(0.5)
+        multiprocessing.active_children()[0].kill()
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(UserError, match=r"a worker process died.*same command"):
+        small(out=tmp_path, workers=2)
 
 
 def test_finished_collection_is_not_made_again(copied):

@@ -127,12 +127,15 @@ def test_lost_cube_is_put_back_as_ogbench_does(monkeypatch):
 def test_colours_before_rendering_equal_ogbench(name, monkeypatch):
     theirs, ours = original(name, 0, monkeypatch, **COLLECT), make_env(name, **COLLECT)
     assert_same_rollout(ours, theirs, wander(100, seed=3), seed=0)
+    other = make_env(name, **COLLECT)  # whose colours must not show
+    other.reset(seed=1)
     drawn = []
     # Drawing needs a graphics driver; what would be drawn does not.
     base = type(theirs.unwrapped).__mro__[1]
     monkeypatch.setattr(base, "render", lambda self, *a, **k: drawn.append(self))
+    other.unwrapped.render()
     ours.unwrapped.render()
-    assert drawn == [ours.unwrapped]
+    assert drawn == [other.unwrapped, ours.unwrapped]
     a, b = ours.unwrapped, theirs.unwrapped
     for field in ("geom_rgba", "mat_rgba"):
         assert_same(getattr(a.model, field), getattr(b.model, field))
@@ -145,6 +148,7 @@ def test_colours_before_rendering_equal_ogbench(name, monkeypatch):
     [
         ("cube-double-v0", {}),
         ("cube-single-singletask-task1-v0", {}),
+        ("scene-singletask-task2-v0", {}),
         ("scene-v0", COLLECT),
         ("puzzle-3x3-v0", COLLECT),
     ],

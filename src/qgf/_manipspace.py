@@ -119,6 +119,10 @@ class _InverseKinematics:
 class _Fast(ManipSpaceEnv):
     """What the three families share; stands before an OGBench class in the bases."""
 
+    # A model takes 60 MB. Where only colours change, which are set before each picture,
+    # the environments of one process share it.
+    _changes_model = False
+
     @classmethod
     @functools.lru_cache(maxsize=8)
     def _prototype(cls, kwargs: tuple[tuple[str, Any], ...]) -> "_Fast":
@@ -140,7 +144,8 @@ class _Fast(ManipSpaceEnv):
         for name, value in vars(env).items():
             if isinstance(value, np.ndarray):
                 setattr(env, name, value.copy())
-        env._model = copy.copy(env._model)
+        if cls._changes_model:
+            env._model = copy.copy(env._model)
         env._data = mujoco.MjData(env._model)
         env._ik = env._ik.twin()
         env._scene_option, env._camera = mujoco.MjvOption(), mujoco.MjvCamera()
@@ -175,7 +180,6 @@ class _Fast(ManipSpaceEnv):
         targets += ("_target_drawer_pos", "_target_window_pos")
         self._start = {name: vars(self)[name] for name in targets if name in vars(self)}
         self._start_sites = model.site_pos.copy()
-        self._start_damping = model.dof_damping.copy()
         if buttons:
             self._prev_button_states = self._cur_button_states.copy()
         self.pre_step()
@@ -195,7 +199,6 @@ class _Fast(ManipSpaceEnv):
             self._actions.seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
         self.__dict__.update(self._start)
         self._model.site_pos[:] = self._start_sites
-        self._model.dof_damping[:] = self._start_damping
         if self._button_names:
             self._cur_button_states = np.zeros_like(self._cur_button_states)
             self._target_button_states = np.zeros_like(self._target_button_states)
@@ -444,6 +447,7 @@ class _Buttons(_Fast):
 class FastScene(_Buttons, SceneEnv):
     """`SceneEnv`, faster."""
 
+    _changes_model = True  # the damping of locked joints
     _button_colors = ("red", "white")
 
     def _bind(self) -> None:

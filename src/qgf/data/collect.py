@@ -15,7 +15,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,28 +95,31 @@ def collect(
         "shard_episodes": shard_episodes,
         "steps": steps,
     }
-    for what, value in {**plan, "workers": workers}.items():
-        if value < 1:
-            raise UserError(f"{what} is {value}; it must be at least 1")
-    if seed < 0:
-        raise UserError(f"seed is {seed}; it must not be negative")
+    _check({**plan, "workers": workers}, seed)
     targets = _targets(name.dataset, plan)
-    fresh = Manifest(Path(out), name.dataset, seed, _versions(), plan, ())
-    manifest = _resume(fresh)
+    manifest = _resume(Manifest(Path(out), name.dataset, seed, _versions(), plan, ()))
     manifest.write()
-    kept = {shard.file for shard in manifest.shards}
+    kept = {shard.file: shard for shard in manifest.shards}
     missing = [target for target in targets if target.file not in kept]
-    order = [target.file for target in targets]
     with progress() as bar:
         total = (episodes + val_episodes) * steps
         done = sum(shard.rows for shard in manifest.shards)
         task = bar.add_task(name.dataset, total=total, completed=done, unit="steps")
         advance = functools.partial(bar.advance, task, steps)
-        for shard in _shards(manifest.folder, missing, name, seed, steps, workers, advance):
-            shards = sorted([*manifest.shards, shard], key=lambda s: order.index(s.file))
-            manifest = dataclasses.replace(manifest, shards=tuple(shards))
+        for shard in _shards(manifest, name, missing, workers, advance):
+            kept[shard.file] = shard
+            shards = tuple(kept[t.file] for t in targets if t.file in kept)
+            manifest = dataclasses.replace(manifest, shards=shards)
             manifest.write()
     return manifest
+
+
+def _check(counts: dict[str, int], seed: int) -> None:
+    for what, value in counts.items():
+        if value < 1:
+            raise UserError(f"{what} is {value}; it must be at least 1")
+    if seed < 0:
+        raise UserError(f"seed is {seed}; it must not be negative")
 
 
 def _targets(dataset: str, plan: dict[str, int]) -> list[_Target]:
@@ -175,8 +178,15 @@ def _resume(fresh: Manifest) -> Manifest:
     return dataclasses.replace(fresh, shards=intact)
 
 
-def _shards(folder, targets, name, seed, steps, workers, advance) -> Iterator[Shard]:
+def _shards(
+    manifest: Manifest,
+    name: EnvName,
+    targets: list[_Target],
+    workers: int,
+    advance: Callable[[], None],
+) -> Iterator[Shard]:
     """Write the shards one after the other; yield each when it is on disk."""
+    seed, steps = manifest.seed, manifest.plan["steps"]
     jobs = [_Job(name, t.split, i, seed, steps) for t in targets for i in t.episodes]
     results = _run(jobs, min(workers, len(jobs)))
     try:
@@ -186,7 +196,7 @@ def _shards(folder, targets, name, seed, steps, workers, advance) -> Iterator[Sh
                 parts.append(next(results))
                 advance()
             arrays = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
-            path = folder / target.file
+            path = manifest.folder / target.file
             with atomic_open(path) as file:
                 np.savez_compressed(file, allow_pickle=False, **arrays)
             rows = len(arrays["terminals"])
