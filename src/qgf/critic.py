@@ -1,6 +1,6 @@
 """Critics: an ensemble of Q networks, a state value, and how an ensemble becomes one Q."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from qgf.networks import MLP
 
 
+@runtime_checkable
 class Critic(Protocol):
     """Any function q(obs, action) -> values; all arrays lead with the batch axis."""
 

@@ -4,7 +4,7 @@ Time runs from noise to action: t = 0 is N(0, I), t = 1 is the action, and
 a_t = (1 - t) a_0 + t a_1.
 """
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from qgf.networks import MLP, time_embedding
 
 
+@runtime_checkable
 class Velocity(Protocol):
     """Any function v(obs, action, t) -> velocity; all arrays lead with the batch axis."""
 

@@ -34,11 +34,11 @@ class Batch(NamedTuple):
 class Chunks(eqx.Module):
     """Trajectories, and the chunks of h steps that lie whole inside one of them."""
 
-    obs: Float[Array, "row obs"]
-    action: Float[Array, "row action"]
-    start: Int[Array, " chunk"]
-    reward: Float[Array, " chunk"]
-    mask: Float[Array, " chunk"]
+    obs: Float[Array | np.ndarray, "row obs"]
+    action: Float[Array | np.ndarray, "row action"]
+    start: Int[Array | np.ndarray, " chunk"]
+    reward: Float[Array | np.ndarray, " chunk"]
+    mask: Float[Array | np.ndarray, " chunk"]
     length: int = eqx.field(static=True)
 
     def take(self, index: Int[Array, " batch"]) -> Batch:

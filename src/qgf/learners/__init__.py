@@ -4,7 +4,7 @@ A learner's `targets` names each slowly averaged copy and the network it follows
 loss may touch is said by stop_gradient inside it; train.py owns the optimizer.
 """
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -14,6 +14,7 @@ from qgf.learners.bc import BC
 from qgf.learners.iql import IQL
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What train.py needs of a method."""
 
