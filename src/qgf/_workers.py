@@ -29,22 +29,23 @@ class Reply(NamedTuple):
 class Workers:
     """`slots` environments spread over `workers` processes.
 
-    A request is ("reset", seed) or ("act", actions of shape (chunk, action)). The processes
-    end when this one does, however it ends.
+    A request is ("reset", seed), ("act", actions of shape (chunk, action)) or ("render",
+    camera), which is answered by an RGB image instead of a Reply. The processes end when this
+    one does, however it ends. `kwargs` are those of `make_env`.
     """
 
-    def __init__(self, env: str, slots: int, workers: int):
+    def __init__(self, env: str, slots: int, workers: int, **kwargs: Any):
         self._workers = min(workers, slots)
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         with _single_threaded():
             for _ in range(self._workers):
                 ours, theirs = context.Pipe()
-                context.Process(target=_serve, args=(theirs, env), daemon=True).start()
+                context.Process(target=_serve, args=(theirs, env, kwargs), daemon=True).start()
                 theirs.close()
                 self._pipes.append(ours)
 
-    def request(self, requests: dict[int, tuple[str, Any]]) -> dict[int, Reply]:
+    def request(self, requests: dict[int, tuple[str, Any]]) -> dict[int, Any]:
         """Serve every slot's request, in parallel over the processes."""
         asked = [
             {slot: request for slot, request in requests.items() if slot % self._workers == i}
@@ -52,7 +53,7 @@ class Workers:
         ]
         for pipe, part in zip(self._pipes, asked, strict=True):
             pipe.send(part)
-        replies: dict[int, Reply] = {}
+        replies: dict[int, Any] = {}
         for pipe in self._pipes:
             answer = pipe.recv()
             if isinstance(answer, BaseException):
@@ -83,8 +84,9 @@ def _single_threaded() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _serve(pipe: Connection, env: str) -> None:
+def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and closes the pipe
+    serve = {"reset": _reset, "act": _act, "render": _render}
     envs: dict[int, Any] = {}
     while True:
         try:
@@ -95,8 +97,8 @@ def _serve(pipe: Connection, env: str) -> None:
             replies = {}
             for slot, (kind, value) in requests.items():
                 if slot not in envs:
-                    envs[slot] = make_env(env)
-                replies[slot] = (_reset if kind == "reset" else _act)(envs[slot], value)
+                    envs[slot] = make_env(env, **kwargs)
+                replies[slot] = serve[kind](envs[slot], value)
             pipe.send(replies)
         except Exception as error:
             pipe.send(error)
@@ -115,3 +117,7 @@ def _act(env: Any, actions: np.ndarray) -> Reply:
             break
     done = bool(terminated or truncated)
     return Reply(obs.astype(np.float32), total, length, done, bool(info["success"]))
+
+
+def _render(env: Any, camera: str) -> np.ndarray:
+    return env.unwrapped.render(camera=camera)

@@ -1,0 +1,171 @@
+"""Film the same test episode under several guidance weights, side by side, as mp4."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import imageio_ffmpeg
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from qgf._files import atomic_open
+from qgf._progress import progress
+from qgf._workers import Reply, Workers
+from qgf.checkpoint import load_learner, load_record
+from qgf.config import Spec
+from qgf.errors import UserError
+from qgf.evaluate import Arm, Job, _act, _checked_weights, _env_seed
+
+CAMERA = "front_pixels"
+SIZE = 320
+CAPTION, GAP = 32, 4
+STEPS_PER_SECOND = 20
+
+Picture = UInt8[np.ndarray, "height width 3"]
+
+
+@dataclass
+class _Take:
+    """One weight's episode as it is filmed: a picture at its start and after every chunk."""
+
+    job: Job
+    length: int = 0
+    pictures: list[Picture] = field(default_factory=list)
+
+    def add(self, reply: Reply, picture: Picture) -> None:
+        self.length += reply.length
+        weight = self.job.arm.weight
+        end = ("solved" if reply.success else "not solved") if reply.done else ""
+        name = f"w = {weight:g}" + (" (BC)" if weight == 0 else "")
+        self.pictures.append(_captioned(picture, name, f"step {self.length}", end))
+
+
+def film(
+    run: Path,
+    out: Path,
+    weights: Sequence[float],
+    *,
+    seed: int = 0,
+    episode: int = 0,
+    checkpoint: str = "last",
+) -> None:
+    """Write an mp4 of one test episode per weight, all from the same start and noise.
+
+    The episode is one that `qgf eval` with the same seed runs, with the run's first training
+    seed. There is a picture for every action chunk, played in real time; an episode that has
+    ended keeps its last picture.
+
+    Args:
+        weights: guidance weights, from left to right; repeated ones are filmed once.
+        seed: of the evaluation.
+        episode: number of the test episode, from 0.
+        checkpoint: "last", "best" or a step's number.
+
+    Raises:
+        UserError: no such run, critic or checkpoint, a bad weight or episode, `out` cannot be
+            written, or this machine cannot render.
+    """
+    _checked_weights(weights)
+    if not weights or episode < 0:
+        raise UserError(f"to film, give a weight and an episode of at least 0, got {episode}")
+    record = load_record(run)
+    spec = Spec(**record["spec"])
+    policy, critic = (
+        load_learner(run, name, which=checkpoint, seeds=record["seeds"][:1])
+        for name in ("policy", "critic")
+    )
+    act = partial(_act, policy, critic, jax.random.key(seed), (1, spec.chunk_action))
+    takes = [_Take(Job(Arm(w), 0, "test", episode)) for w in dict.fromkeys(weights)]
+    with _headless():
+        _shoot(record["env"], spec, act, takes, seed)
+    film = _encode(_side_by_side(takes), STEPS_PER_SECOND / spec.chunk)
+    with atomic_open(out) as file:
+        file.write(film)
+
+
+def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: int) -> None:
+    """Run all takes at a time, each in an environment process of its own."""
+    count = len(takes)
+    start = np.array([[take.job.start for take in takes]], np.int32)
+    weight = np.array([[take.job.arm.weight for take in takes]], np.float32)
+    obs = np.zeros((1, count, spec.obs), np.float32)
+    turn = np.zeros((1, count), np.int32)
+    requests = {i: ("reset", _env_seed(seed, take.job.start)) for i, take in enumerate(takes)}
+    workers = min(count, os.cpu_count() or 1)
+    pool = Workers(env, count, workers, width=SIZE, height=SIZE)
+    with pool, progress() as bar:
+        task = bar.add_task("filming", total=None, unit="pictures")
+        while requests:
+            replies = pool.request(requests)
+            pictures = pool.request(dict.fromkeys(replies, ("render", CAMERA)))
+            for i, reply in replies.items():
+                obs[0, i] = reply.obs
+                takes[i].add(reply, pictures[i])
+            bar.advance(task, len(pictures))
+            chunks = np.asarray(act(obs, weight, start, turn))
+            chunks = chunks.reshape(count, spec.chunk, spec.action)
+            requests = {i: ("act", chunks[i]) for i, r in replies.items() if not r.done}
+            turn += 1
+
+
+@contextlib.contextmanager
+def _headless() -> Iterator[None]:
+    """Let processes started in the block render without a screen; explain when they cannot."""
+    before = os.environ.get("MUJOCO_GL")
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is imported
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "the process that renders ended"
+        raise UserError(
+            f"cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} "
+            f"({type(error).__name__}: {reason}); set MUJOCO_GL=egl and install libEGL "
+            "(Debian: apt-get install libegl1), or MUJOCO_GL=osmesa and libosmesa6"
+        ) from error
+    finally:
+        if before is None:
+            os.environ.pop("MUJOCO_GL", None)
+
+
+def _captioned(picture: Picture, left: str, middle: str, right: str) -> Picture:
+    """Return the picture under a caption of three parts."""
+    height, width, _ = picture.shape
+    image = Image.new("RGB", (width + GAP, height + CAPTION), "white")
+    image.paste(Image.fromarray(picture), (0, CAPTION))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(16)
+    for text, x, anchor in ((left, 8, "l"), (middle, width / 2, "m"), (right, width - 8, "r")):
+        draw.text((x, CAPTION / 2), text, "black", font, anchor + "m")
+    return np.asarray(image)
+
+
+def _side_by_side(takes: Sequence[_Take]) -> UInt8[np.ndarray, "picture height width 3"]:
+    longest = max(len(take.pictures) for take in takes)
+    rows = [take.pictures + take.pictures[-1:] * (longest - len(take.pictures)) for take in takes]
+    return np.stack([np.concatenate(pictures, axis=1) for pictures in zip(*rows, strict=True)])
+
+
+def _encode(pictures: UInt8[np.ndarray, "picture height width 3"], rate: float) -> bytes:
+    """Return the pictures as H.264 in mp4, `rate` of them a second."""
+    _, height, width, _ = pictures.shape
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{rate:g}"]
+    coded = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    # imageio's own writer forks this process, and a fork of one that runs JAX may hang.
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        command = [program, "-loglevel", "error", *raw, "-i", "-", *coded, str(path)]
+        done = subprocess.run(command, input=pictures.tobytes(), capture_output=True)
+        if done.returncode:
+            raise UserError(f"cannot write a video: {done.stderr.decode(errors='replace').strip()}")
+        return path.read_bytes()
