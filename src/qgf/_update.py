@@ -23,6 +23,7 @@ class State(NamedTuple):
     optimizer: PyTree
 
 
+@eqx.filter_jit
 def create_state(names: list[str], spec: Spec, config: Config, seeds: Int[Array, " seed"]) -> State:
     """Return freshly initialized learners and optimizer; each seed's depend on it alone."""
 

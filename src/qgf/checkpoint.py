@@ -24,6 +24,7 @@ from qgf.errors import UserError
 from qgf.learners import LEARNERS, Learner
 
 Tree = TypeVar("Tree")
+RECORD = {"env", "seeds", "config", "spec", "policy", "learners", "data"}
 
 
 def save_arrays(path: Path, tree: Any) -> None:
@@ -60,12 +61,10 @@ def save_checkpoint(run: Path, step: int, trees: dict[str, Any], state: dict) ->
     """Write checkpoints/STEP as a whole: it appears complete or not at all."""
     folder = run / "checkpoints"
     target = folder / f"{step:08d}"
+    temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    try:
         temporary.chmod(0o755)
         for name, tree in trees.items():
             save_arrays(temporary / f"{name}.safetensors", tree)
@@ -76,8 +75,11 @@ def save_checkpoint(run: Path, step: int, trees: dict[str, Any], state: dict) ->
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def list_checkpoints(run: Path) -> dict[int, dict]:
@@ -90,10 +92,12 @@ def prune_checkpoints(run: Path, keep: int) -> None:
     """Remove all but the last `keep` checkpoints, the best one, and abandoned writes."""
     states = list_checkpoints(run)
     kept = {*list(states)[-keep:], best_step(states)}
+    folder = run / "checkpoints"
     for step in set(states) - kept:
-        shutil.rmtree(run / "checkpoints" / f"{step:08d}")
-    for folder in (run / "checkpoints").glob(".writing-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        # Renamed first: what is left of a broken-off removal must not look like a checkpoint.
+        os.replace(folder / f"{step:08d}", folder / f".writing-{step:08d}")
+    for abandoned in folder.glob(".writing-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
 
 
 def best_step(states: dict[int, dict]) -> int:
@@ -130,7 +134,11 @@ def load_record(run: Path) -> dict:
     if not (run / "config.json").exists():
         what = "holds no run (no config.json)" if run.is_dir() else "does not exist"
         raise UserError(f"{run} {what}; train one with `qgf train --out {run}`")
-    return read_json(run / "config.json")
+    record = read_json(run / "config.json")
+    missing = RECORD - set(record) if isinstance(record, dict) else RECORD
+    if missing:
+        raise UserError(f"{run / 'config.json'} is not a run's: it has no {min(missing)!r}")
+    return record
 
 
 def load_learner(

@@ -81,16 +81,21 @@ class Train:
         from qgf.train import train
 
         seeds = [self.seed] if self.seeds is None else _parse_seeds(self.seeds)
-        train(
-            self.env,
-            self.data,
-            self.out,
-            self.config,
-            seeds=seeds,
-            policy=self.policy,
-            resume=self.resume,
-            logger=self.logger,
-        )
+        try:
+            train(
+                self.env,
+                self.data,
+                self.out,
+                self.config,
+                seeds=seeds,
+                policy=self.policy,
+                resume=self.resume,
+                logger=self.logger,
+            )
+        except KeyboardInterrupt as stop:
+            if str(stop) or not (self.out / "config.json").exists():
+                raise
+            raise KeyboardInterrupt("add --resume to continue from the last checkpoint") from None
         print(f"trained: {self.out}")
 
 
@@ -209,7 +214,9 @@ def _parse(argv: list[str]) -> Callable[[], None]:
     missing = tyro.MISSING
     defaults = {"train": Train(missing, missing, missing, config=PRESETS[_preset(argv)])}
     kinds = [
-        Annotated[kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))]
+        Annotated[
+            kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))
+        ]
         for name, kind in COMMANDS.items()
     ]
     printed = io.StringIO()

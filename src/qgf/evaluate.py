@@ -95,7 +95,8 @@ def evaluate(
         UserError: no such run or checkpoint, a run without task or critic, a bad weight.
     """
     weights = _checked_weights(weights)
-    if min(episodes, tune_episodes or 1, workers, slots, *best_of, 1) < 1:
+    tune_episodes = episodes if tune_episodes is None else tune_episodes
+    if min(episodes, tune_episodes, workers, slots, *best_of) < 1:
         raise UserError("episodes, workers, slots and best-of must be at least 1")
     record = load_record(run)
     if "critic" not in record["learners"]:
@@ -104,8 +105,8 @@ def evaluate(
             f"`qgf train --env …-singletask-taskN-v0 --policy {run}`"
         )
     step = int(find_checkpoint(run, checkpoint).name)
-    arms = [*map(Arm, weights), *(Arm(0.0, n) for n in best_of if n > 1)]
-    counts = {"tune": tune_episodes or episodes, "test": episodes}
+    arms = [*map(Arm, weights), *(Arm(0.0, n) for n in sorted({*best_of}) if n > 1)]
+    counts = {"tune": tune_episodes, "test": episodes}
     jobs = [
         Job(arm, i, split, episode)
         for split in SPLITS

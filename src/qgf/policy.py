@@ -76,7 +76,7 @@ class Policy:
         obs: Float[np.ndarray, "*batch obs"],
         *,
         key: PRNGKeyArray,
-        weight: float | Float[np.ndarray, " batch"] | None = None,
+        weight: float | Float[np.ndarray, "*batch"] | None = None,
         samples: int = 1,
     ) -> Float[np.ndarray, "*batch chunk action"]:
         """Return the next `chunk` actions, in [-1, 1], for one observation or a batch.
@@ -91,13 +91,16 @@ class Policy:
             UserError: an observation of another size or not finite, a weight below 0, no
                 critic to guide with, or no weight given nor chosen.
         """
-        batch = np.atleast_2d(np.asarray(obs, np.float32))
-        if batch.shape[-1] != self.spec.obs or not np.isfinite(batch).all():
+        obs = np.asarray(obs, np.float32)
+        if obs.shape[-1:] != (self.spec.obs,) or not np.isfinite(obs).all():
             raise UserError(
-                f"an observation must be {self.spec.obs} finite numbers, got shape {np.shape(obs)}"
-                + ("" if np.isfinite(batch).all() else " with NaN or infinity")
+                f"an observation must be {self.spec.obs} finite numbers, got shape {obs.shape}"
+                + ("" if np.isfinite(obs).all() else " with NaN or infinity")
             )
-        weights = self._weights(weight, len(batch))
+        if samples < 1:
+            raise UserError(f"samples must be at least 1, got {samples}")
+        weights = self._weights(weight, obs.shape[:-1]).ravel()
+        batch = obs.reshape(-1, self.spec.obs)
         noise = jax.random.normal(key, (samples, len(batch), self.spec.chunk_action))
         if self._critic is None:
             if weights.any() or samples > 1:
@@ -105,10 +108,10 @@ class Policy:
             actions = _unguided(self._policy, batch, noise[0])
         else:
             actions = _sample(self._policy, self._critic, batch, noise, weights)
-        shape = (*np.shape(obs)[:-1], self.spec.chunk, self.spec.action)
+        shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
         return np.asarray(actions).reshape(shape)
 
-    def _weights(self, weight: float | np.ndarray | None, batch: int) -> np.ndarray:
+    def _weights(self, weight: float | np.ndarray | None, batch: tuple[int, ...]) -> np.ndarray:
         if weight is None:
             path = self.run / "eval.json"
             if not path.exists():
@@ -116,7 +119,10 @@ class Policy:
                     f"{self.run} has no chosen weight yet; give one or run `qgf eval {self.run}`"
                 )
             weight = read_json(path)["chosen_weight"]
-        weights = np.broadcast_to(np.asarray(weight, np.float32), (batch,))
+        weights = np.asarray(weight, np.float32)
+        if weights.shape not in ((), batch):
+            raise UserError(f"weight has shape {weights.shape} for observations of {batch}")
+        weights = np.broadcast_to(weights, batch)
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise UserError(
                 f"a guidance weight must be a finite number of at least 0, got {weight}"

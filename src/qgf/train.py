@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
+import itertools
 import json
 import platform
 import signal
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qgf._files import atomic_open, read_json, write_json
+from qgf._files import atomic_open, write_json
 from qgf._progress import progress
 from qgf._update import State, create_state, train_steps, validation_losses
 from qgf.checkpoint import (
@@ -31,10 +32,11 @@ from qgf.checkpoint import (
     save_checkpoint,
 )
 from qgf.config import Config, Spec
-from qgf.data.dataset import Dataset, rotation
+from qgf.data.dataset import Chunks, Dataset, rotation
 from qgf.data.manifest import load_manifest
 from qgf.envs import EnvName
 from qgf.errors import UserError
+from qgf.learners import Learner
 
 Logger = Literal["none", "tensorboard", "wandb"]
 
@@ -85,15 +87,24 @@ def train(
     spec = Spec(validation.obs.shape[1], validation.action.shape[1], config.chunk)
     names = _names(env, policy)
     record = _record(env, dataset, spec, config, seeds, policy)
-    start = _open_run(out, record, resume)
+    start = _find_start(out, record, resume)
+    step = 0 if start is None else int(start.name)
+    rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
+    # All that can be wrong shows itself here, before anything is written.
+    rotating = itertools.chain([next(rotating)], rotating)
+    package = _logger_package(logger)
+    borrowed = None
     if policy is not None and start is None:
-        _copy_policy(policy, out, record)
+        borrowed, record["policy"] = _borrow_policy(policy, record)
+    elif policy is not None:
+        record["policy"] = load_record(out)["policy"]
+    write_json(out / "config.json", record)
+    if borrowed is not None:
+        save_arrays(out / "policy.safetensors", borrowed)
 
     run = _Run(out, config, dataset, jnp.asarray(seeds), names)
     state = create_state(names, spec, config, run.seeds)
-    step = 0
     if start is not None:
-        step = int(start.name)
         state = State(
             {
                 name: load_arrays(start / f"{name}.safetensors", state.learners[name])
@@ -102,43 +113,55 @@ def train(
             load_arrays(start / "optimizer.safetensors", state.optimizer),
         )
     _truncate_metrics(out / "metrics.jsonl", step)
-    with _writer(logger, out, record) as log:
-        _loop(run, state, validation, step, log)
+    with _writer(logger, package, out, record) as log:
+        _loop(run, state, validation, rotating, step, log)
 
 
-def _loop(run: _Run, state: State, validation: Any, step: int, log: Callable) -> None:
+def _loop(
+    run: _Run,
+    state: State,
+    validation: Chunks,
+    rotating: Iterator[Chunks],
+    step: int,
+    log: Callable,
+) -> None:
     config = run.config
     losses: dict[str, np.ndarray] = {}
     window: list[dict[str, np.ndarray]] = []
-    rotating = rotation(run.dataset, config.resident_gb, config.rotate_every, step)
     data = None
     with progress() as bar, _interrupt() as interrupted:
         task = bar.add_task("training", total=config.steps, completed=step, unit="steps")
         while step < config.steps:
             if data is None or step % config.rotate_every == 0:
+                data = None  # freed before the next is loaded
                 data = next(rotating)
-            count = min(config.dispatch_steps, config.steps - step)
+            # A run prolonged from an odd step falls into step with log_every and the like.
+            count = config.dispatch_steps - step % config.dispatch_steps
+            count = min(count, config.steps - step)
             state, metrics = train_steps((data, run.seeds, config), state, jnp.asarray(step), count)
             window.append({k: np.asarray(v) for k, v in metrics.items()})
             step += count
             _check_finite(run, window[-1], step)
             bar.update(task, completed=step)
             last = step == config.steps or bool(interrupted)
-            if step % config.log_every == 0 or last:
+            checkpoint = step % config.checkpoint_every == 0 or last
+            # A checkpoint ends the window too, so that a resumed run has the same windows.
+            if step % config.log_every == 0 or checkpoint:
                 log(
                     "train",
                     step,
                     {k: np.mean([w[k] for w in window], 0) for k in window[0]},
                 )
                 window = []
-            if step % config.validate_every == 0 or step % config.checkpoint_every == 0 or last:
+            if step % config.validate_every == 0 or checkpoint:
                 losses = validation_losses(validation, state.learners, config.batch_size)
                 losses = {k: np.asarray(v) for k, v in losses.items()}
+                _check_finite(run, losses, step)
                 log("validation", step, losses)
-            if step % config.checkpoint_every == 0 or last:
+            if checkpoint:
                 _save(run, state, step, losses)
             if interrupted and step < config.steps:
-                raise TrainingInterrupted(step)
+                raise TrainingInterrupted(f"step {step} is saved; add --resume to continue")
 
 
 def _save(run: _Run, state: State, step: int, losses: dict[str, np.ndarray]) -> None:
@@ -200,7 +223,7 @@ def _record(
         "seeds": list(seeds),
         "config": dataclasses.asdict(config),
         "spec": spec._asdict(),
-        "policy": None if policy is None else {"run": str(policy)},
+        "policy": None if policy is None else {"run": str(policy.resolve())},
         "learners": _names(env, policy),
         "data": {
             "folder": str(dataset.manifest.folder.resolve()),
@@ -215,8 +238,8 @@ def _record(
     }
 
 
-def _open_run(out: Path, record: dict, resume: bool) -> Path | None:
-    """Return the checkpoint to continue from, or None for a fresh run; write config.json."""
+def _find_start(out: Path, record: dict, resume: bool) -> Path | None:
+    """Return the checkpoint to continue from, or None for a fresh run; write nothing."""
     path = out / "config.json"
     if not resume:
         if path.exists():
@@ -225,12 +248,10 @@ def _open_run(out: Path, record: dict, resume: bool) -> Path | None:
             )
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is no run; use another --out")
-        write_json(path, record)
         return None
     if not path.exists():
         raise UserError(f"{out} holds no run to resume; leave --resume out to start one")
-    old = read_json(path)
-    differ = _differences(old, record)
+    differ = _differences(load_record(out), record)
     if differ:
         raise UserError(
             f"{out} was started with another configuration: {differ}; resume with the old one"
@@ -240,7 +261,6 @@ def _open_run(out: Path, record: dict, resume: bool) -> Path | None:
         raise UserError(
             f"{out} is already at step {max(states)}; resume with --steps of at least that"
         )
-    write_json(path, record | {"policy": old["policy"]})
     return find_checkpoint(out) if states else None
 
 
@@ -256,8 +276,8 @@ def _differences(old: dict, new: dict) -> str:
     return ", ".join(f"{name} was {a.get(name)}, now {b.get(name)}" for name in names)
 
 
-def _copy_policy(policy: Path, out: Path, record: dict) -> None:
-    """Bring another run's policy, of the same seeds, into this run, so that it stands alone."""
+def _borrow_policy(policy: Path, record: dict) -> tuple[Learner, dict]:
+    """Return another run's policy, of the same seeds, and config.json's note of it."""
     other = load_record(policy)
     for name, ours, theirs in (
         ("data", record["data"]["name"], other["data"]["name"]),
@@ -266,9 +286,8 @@ def _copy_policy(policy: Path, out: Path, record: dict) -> None:
         if ours != theirs:
             raise UserError(f"the policy of {policy} has {name} {theirs}, this run {ours}")
     learner = load_learner(policy, "policy", seeds=record["seeds"])
-    save_arrays(out / "policy.safetensors", learner)
-    source = other["policy"] or {"run": str(policy), "config": other["config"]}
-    write_json(out / "config.json", record | {"policy": source})
+    source = other["policy"] or other
+    return learner, {**record["policy"], "config": source["config"]}
 
 
 def _truncate_metrics(path: Path, step: int) -> None:
@@ -280,9 +299,9 @@ def _truncate_metrics(path: Path, step: int) -> None:
 
 
 @contextlib.contextmanager
-def _writer(logger: Logger, out: Path, record: dict) -> Iterator[Callable]:
+def _writer(logger: Logger, package: Any, out: Path, record: dict) -> Iterator[Callable]:
     """Yield log(split, step, metrics): a line a seed in metrics.jsonl, and the chosen logger."""
-    send, close = _remote(logger, out, record)
+    send, close = _remote(logger, package, out, record)
 
     def log(split: str, step: int, metrics: dict[str, np.ndarray]) -> None:
         for i, seed in enumerate(record["seeds"]):
@@ -295,24 +314,34 @@ def _writer(logger: Logger, out: Path, record: dict) -> Iterator[Callable]:
             )
         file.flush()
 
-    with open(out / "metrics.jsonl", "a") as file:
-        try:
-            yield log
-        finally:
-            close()
+    path = out / "metrics.jsonl"
+    try:
+        with open(path, "a") as file:
+            try:
+                yield log
+            finally:
+                close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _remote(logger: Logger, out: Path, record: dict) -> tuple[Callable, Callable]:
-    """Return (send(values, step), close()) of the chosen logger."""
+def _logger_package(logger: Logger) -> Any:
+    """Import what the chosen logger needs. UserError if it is not installed."""
     if logger == "none":
-        return (lambda values, step: None), (lambda: None)
+        return None
     module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[logger]
     try:
-        package = importlib.import_module(module)
+        return importlib.import_module(module)
     except ImportError:
         raise UserError(
             f"--logger {logger} needs {module}; install it with pip install 'qgf[{logger}]'"
         ) from None
+
+
+def _remote(logger: Logger, package: Any, out: Path, record: dict) -> tuple[Callable, Callable]:
+    """Return (send(values, step), close()) of the chosen logger."""
+    if logger == "none":
+        return (lambda values, step: None), (lambda: None)
     if logger == "wandb":
         run = package.init(project="qgf", name=out.name, dir=out, config=record)
         return run.log, run.finish

@@ -1,0 +1,54 @@
+"""Annotations are checked by beartype in this process; a tiny dataset and a tiny run."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("qgf", "beartype.beartype")
+
+import shutil  # noqa: E402
+
+import pytest  # noqa: E402
+
+from qgf.config import Config  # noqa: E402
+from qgf.data.collect import collect  # noqa: E402
+from qgf.train import train  # noqa: E402
+
+TASK = "cube-single-play-singletask-task1-v0"
+TINY = Config(
+    steps=40,
+    batch_size=8,
+    width=16,
+    depth=2,
+    dispatch_steps=10,
+    log_every=10,
+    validate_every=20,
+    checkpoint_every=20,
+    rotate_every=10,
+)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Two shards of two short episodes each; read-only."""
+    folder = tmp_path_factory.mktemp("data") / "cube"
+    collect("cube-single-play-v0", folder, 4, 2, 2, 1, 0, 101)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(data, tmp_path_factory):
+    """A run of training seeds 3 and 5; read-only."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(TASK, data, folder, TINY, seeds=(3, 5))
+    return folder
+
+
+@pytest.fixture
+def downloaded(data, tmp_path):
+    """A copy of one shard under OGBench's own names, without a manifest."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    for tail in ("", "-val"):
+        shutil.copy(
+            data / f"cube-single-play-v0-000{tail}.npz", folder / f"cube-single-play-v0{tail}.npz"
+        )
+    return folder
