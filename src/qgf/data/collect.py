@@ -269,7 +269,7 @@ def _episode(job: _Job) -> Episode:
     first = env.reset(seed=int(env_seed))
     while True:
         episode = _attempt(env, oracles, job.name, first)
-        if job.name.domain != "scene" or _cube_stays_visible(episode["qpos"]):
+        if job.name.domain != "scene" or _cube_stays_visible(np.array(episode["qpos"])):
             break
         first = env.reset()
     return {key: np.array(rows, DTYPES.get(key, np.float32)) for key, rows in episode.items()}
@@ -316,11 +316,11 @@ def _append(rows: dict[str, list], observation, action, done: bool, info) -> Non
         rows.setdefault(key, []).append(value)
 
 
-def _cube_stays_visible(qpos: list[np.ndarray]) -> bool:
+def _cube_stays_visible(qpos: np.ndarray) -> bool:
     """Whether the scene's cube is always in sight, or in the drawer.
 
     Elsewhere goal images would be ambiguous; OGBench throws such episodes away.
     """
-    _, y, z = np.array(qpos)[:, 14:17].T
+    _, y, z = qpos[:, 14:17].T
     in_drawer = (z >= 0.06) & (z <= 0.08)
-    return not ((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any()
+    return not bool(((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any())
