@@ -383,9 +383,10 @@ class _Fast(ManipSpaceEnv):
 
     def _pressed(self) -> list[int]:
         """Return the buttons that went down during the step."""
-        before = self._prev_qpos[self._button_qpos] > _PRESSED
-        now = self._data.qpos[self._button_qpos] <= _PRESSED
-        return np.flatnonzero(before & now).tolist()
+        before = self._prev_qpos[self._button_qpos].tolist()
+        now = self._data.qpos[self._button_qpos].tolist()
+        moved = enumerate(zip(before, now, strict=True))
+        return [i for i, (x, y) in moved if x > _PRESSED >= y]
 
     def _paint_cubes(self) -> None:
         rgba = self._model.geom_rgba
@@ -480,9 +481,12 @@ class FastScene(_Buttons, SceneEnv):
             self._prev_ob_info = dict(zip(names, before, strict=True))
             self._cube_done = self._cube_success()
             return SceneEnv.post_step(self)
-        for i in self._pressed():
+        pressed = self._pressed()
+        for i in pressed:
             self._cur_button_states[i] = (self._cur_button_states[i] + 1) % 2
-        self._apply_button_states()
+        if pressed:
+            self._set_locks()
+        mujoco.mj_kinematics(self._model, self._data)
         self._cube_done, buttons, drawer, window = self._compute_successes()
         if self._mode == "task":
             self._success = all(self._cube_done) and all(buttons) and drawer and window
