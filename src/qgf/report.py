@@ -1,0 +1,461 @@
+"""One page that shows a run: RUN/report.html, which needs nothing beside itself."""
+
+import base64
+import io
+import itertools
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
+
+from qgf._files import atomic_open, read_json
+from qgf.checkpoint import load_learner, load_record
+from qgf.config import PRESETS
+from qgf.data.dataset import Dataset
+from qgf.data.manifest import Manifest, read_manifest
+from qgf.envs import EnvName
+from qgf.errors import UserError
+from qgf.learners import Learner
+from qgf.policy import sample_actions
+from qgf.video import film
+
+STATES = 1000
+
+# Okabe and Ito's palette, told apart with any kind of colour vision.
+BLACK, ORANGE, SKY, BLUE = "#000000", "#e69f00", "#56b4e9", "#0072b2"
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: #1a1a1a;
+  background: #fff; max-width: 50rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.5rem; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .9rem; border-top: 1px solid #ddd; }
+.lead, figcaption, .note { color: #555; }
+.result { font-size: 1.1rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #e4e4e4;
+  vertical-align: top; overflow-wrap: anywhere; }
+thead th { border-bottom: 2px solid #1a1a1a; }
+td.n, th.n { text-align: right; padding-right: 1.2rem; white-space: nowrap; }
+tr.chosen { font-weight: 600; background: #eef6fb; }
+.facts th { font-weight: 400; color: #555; width: 11rem; }
+.config { columns: 13rem; padding: 0; list-style: none; font-size: .9rem; }
+.config b { font-weight: 600; }
+figure { margin: 1rem 0; break-inside: avoid; }
+figcaption { font-size: .9rem; }
+img, video { width: 100%; height: auto; display: block; }
+.note { border-left: 3px solid #e69f00; padding-left: .8rem; }
+pre { background: #f5f5f5; padding: .8rem 1rem; font-size: .82rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+@media print { body { margin: 0; max-width: none; font-size: 11pt; } h2 { break-after: avoid; } }
+"""
+
+
+class _Page:
+    """The report's body as it grows, and the folder in which its pictures are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parts: list[str] = []
+
+    def add(self, html: str) -> None:
+        self.parts.append(html)
+
+    def note(self, text: str) -> None:
+        self.add(f'<p class="note">{escape(text)}</p>')
+
+    def figure(self, name: str, figure: Figure, alt: str, caption: str) -> None:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=150)
+        with atomic_open(self.folder / f"{name}.png") as out:
+            out.write(file.getvalue())
+        image = f'<img src="{_data("image/png", file.getvalue())}" alt="{escape(alt)}">'
+        self.add(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+
+
+class _Shown(NamedTuple):
+    """The guidance weight that Q values and the film show, and how to name it."""
+
+    weight: float
+    name: str
+
+
+def report(run: Path, *, video: bool = True) -> Path:
+    """Write RUN/report.html, its pictures in RUN/report/, and return the page's path.
+
+    The page embeds its pictures and its film, so it can be sent and read offline. What cannot
+    be shown (no data folder, no metrics, no rendering) is said in its place.
+
+    Args:
+        run: folder of a run, trained and evaluated.
+        video: film a rollout, where rendering works; it takes about half a minute.
+
+    Raises:
+        UserError: no such run, it was not evaluated, or it cannot be written.
+    """
+    run = Path(run)
+    record = load_record(run)
+    if not (run / "eval.json").exists():
+        raise UserError(f"{run} was not evaluated; run `qgf eval {run}` first")
+    result = read_json(run / "eval.json")
+    shown = _shown(result)
+    page = _Page(run / "report")
+    _headline(page, result)
+    _weights(page, result)
+    _film(page, run, result, shown, video)
+    _q_values(page, run, record, result, shown)
+    _curves(page, run)
+    _facts(page, run, record, result)
+    title = f"QGF on {record['env']}"
+    with atomic_open(run / "report.html", "w") as file:
+        file.write(
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+            f"<body><main>\n<h1>{escape(title)}</h1>\n" + "\n".join(page.parts) + "\n"
+            "</main></body></html>\n"
+        )
+    return run / "report.html"
+
+
+def _headline(page: _Page, result: dict) -> None:
+    seeds = len(result["training_seeds"])
+    page.add(
+        f'<p class="lead">Checkpoint of step {result["checkpoint"]:,}, {seeds} training '
+        f"seed{'s' * (seeds > 1)}. BC is the cloned policy alone; QGF is the same policy, guided "
+        f"at test time by the critic's gradient with weight w.</p>"
+    )
+    page.add(f'<p class="result">{_verdict(result)}</p>')
+    rows = [("BC (w = 0)", result["bc"], "")]
+    rows += [(f"best of {row['samples']}", row["test"], "") for row in result["best_of"]]
+    rows += [(f"QGF (w = {result['chosen_weight']:g})", result["qgf"], ' class="chosen"')]
+    page.add(
+        '<table><thead><tr><th>Policy<th class="n">Success<th class="n">95% interval'
+        '<th class="n">Minus BC<th class="n">95% interval<th class="n">Episodes</tr></thead><tbody>'
+    )
+    for name, figures, kind in rows:
+        cells = [f"{figures['success']:.1%}", _interval(figures["ci95"], ".1%"), "", ""]
+        if "difference" in figures:
+            cells[2:] = [
+                f"{figures['difference']:+.1%}",
+                _interval(figures["difference_ci95"], "+.1%"),
+            ]
+        cells.append(str(figures["episodes"]))
+        page.add(f"<tr{kind}><td>{name}" + "".join(f'<td class="n">{c}' for c in cells) + "</tr>")
+    page.add("</tbody></table>")
+
+
+def _verdict(result: dict) -> str:
+    """Return one sentence that claims no more than the interval of the difference allows."""
+    qgf = result["qgf"]
+    if result["chosen_weight"] == 0:
+        return "The tune episodes chose w = 0: no guidance weight tried did better than BC."
+    low, high = qgf["difference_ci95"]
+    doubt = " The interval includes 0: these episodes cannot tell it from no change."
+    return (
+        f"With guidance (w = {result['chosen_weight']:g}) {qgf['success']:.1%} of the test "
+        f"episodes succeed, without it {result['bc']['success']:.1%}: {qgf['difference']:+.1%} "
+        f"(95% interval {_interval(qgf['difference_ci95'], '+.1%')}, {qgf['episodes']} paired "
+        f"episodes)." + doubt * (low <= 0 <= high)
+    )
+
+
+def _weights(page: _Page, result: dict) -> None:
+    rows, chosen = result["weights"], result["chosen_weight"]
+    figure = Figure((7.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(rows))
+    for split, color, marker, shift in (("tune", ORANGE, "s", -0.06), ("test", BLUE, "o", 0.06)):
+        mean = np.array([row[split]["success"] for row in rows])
+        low, high = np.array([row[split]["ci95"] for row in rows]).T
+        axes.errorbar(
+            places + shift,
+            mean,
+            (np.maximum(mean - low, 0), np.maximum(high - mean, 0)),
+            color=color,
+            marker=marker,
+            linestyle="--" if split == "tune" else "-",
+            capsize=3,
+            label=f"{split} ({rows[0][split]['episodes']} episodes)",
+        )
+    at = [row["weight"] for row in rows].index(chosen)
+    axes.axvspan(at - 0.3, at + 0.3, color=SKY, alpha=0.25, lw=0, label=f"chosen: w = {chosen:g}")
+    axes.set_xticks(places, [f"{row['weight']:g}" for row in rows])
+    axes.set(xlabel="guidance weight w", ylabel="success rate", ylim=(-0.03, 1.03))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _tidy(axes)
+    axes.legend(frameon=False)
+    page.add("<h2>Success against guidance weight</h2>")
+    page.figure(
+        "weights",
+        figure,
+        "Success rate against guidance weight. "
+        + "; ".join(f"w = {row['weight']:g}: {row['test']['success']:.1%} on test" for row in rows),
+        "The weight is chosen on the tune episodes alone and reported on the test episodes. Bars "
+        "are 95% Wilson intervals. All weights meet the same starts and the same noise.",
+    )
+
+
+def _film(page: _Page, run: Path, result: dict, shown: _Shown, video: bool) -> None:
+    page.add("<h2>A rollout</h2>")
+    if not video:
+        page.note("No rollout was filmed, as asked for.")
+        return
+    path = page.folder / "rollout.mp4"
+    try:
+        weights, step = (0.0, shown.weight), str(result["checkpoint"])
+        film(run, path, weights, seed=result["seed"], checkpoint=step)
+    except UserError as error:
+        page.note(f"No rollout was filmed: {error}.")
+        return
+    source = _data("video/mp4", path.read_bytes())
+    page.add(
+        f'<figure><video controls loop muted playsinline src="{source}" '
+        f'aria-label="Film of the same test episode under w = 0 and w = {shown.weight:g}">'
+        f"</video><figcaption>The first test episode under w = 0 (BC) and under w = "
+        f"{shown.weight:g} ({shown.name}), from the same start and the same noise, in real "
+        f"time. One episode is an illustration, not evidence.</figcaption></figure>"
+    )
+
+
+def _shown(result: dict) -> _Shown:
+    if result["chosen_weight"] > 0 or len(result["weights"]) == 1:
+        return _Shown(result["chosen_weight"], "chosen")
+    best = max(result["weights"][1:], key=lambda row: row["tune"]["success"])
+    return _Shown(best["weight"], "not chosen, the best weight above 0 on the tune episodes")
+
+
+def _q_values(page: _Page, run: Path, record: dict, result: dict, shown: _Shown) -> None:
+    page.add("<h2>Q before and after guidance</h2>")
+    try:
+        q = _sample_q(run, record, str(result["checkpoint"]), shown.weight)
+    except UserError as error:
+        page.note(f"Not shown: {error}.")
+        return
+    names = ("data", "BC (w = 0)", f"guided (w = {shown.weight:g})")
+    figure = Figure((7.5, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bins = np.linspace(*np.percentile(q, (0.2, 99.8)), 50)
+    for values, name, color, line in zip(
+        q, names, (BLACK, ORANGE, BLUE), (":", "--", "-"), strict=True
+    ):
+        style = {"color": color, "linestyle": line, "linewidth": 1.8, "histtype": "step"}
+        left.hist(values, bins, density=True, label=name, **style)
+    gain = q[2] - q[1]
+    right.hist(gain, np.linspace(*np.percentile(gain, (0.2, 99.8)), 50), density=True, color=BLUE)
+    right.axvline(0, color=BLACK, lw=1)
+    left.set(xlabel="Q(s, a)", ylabel="density")
+    right.set(xlabel="Q(s, guided) − Q(s, BC), same noise")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=3)
+    _tidy(left, right)
+    means = ", ".join(f"{v.mean():.2f} for {n}" for v, n in zip(q, names, strict=True))
+    page.figure(
+        "q",
+        figure,
+        f"Distributions of Q. Means: {means}.",
+        f"The critic's values of action chunks at {q.shape[1]:,} states of the validation data "
+        f"(the outermost 0.2% are cut off). Means: {means}. Guidance ({shown.name}) raises Q in "
+        f"{(gain > 0).mean():.0%} of the states, by {gain.mean():.3g} on average. This is the "
+        "critic's own opinion of the actions; only the success rates above test it.",
+    )
+
+
+def _sample_q(
+    run: Path, record: dict, checkpoint: str, weight: float
+) -> Float[np.ndarray, "actions state"]:
+    """Return Q at validation states, of all training seeds: the data's actions, BC's, guided."""
+    manifest = _manifest(record)
+    config = record["config"]
+    name = EnvName.parse(record["env"]).dataset  # without the task, whose rewards are not needed
+    data = Dataset(manifest, name, chunk=config["chunk"], discount=config["discount"])
+    chunks = data.chunks(manifest.split("val")[:1])
+    random = np.random.default_rng(0)
+    rows = random.choice(len(chunks.start), min(STATES, len(chunks.start)), replace=False)
+    batch = jax.device_put(chunks).take(jnp.asarray(rows))
+    noise = jax.random.normal(jax.random.key(0), (1, *batch.action.shape))
+
+    @eqx.filter_jit
+    @eqx.filter_vmap
+    def q(policy: Learner, critic: Learner) -> Float[Array, "actions state"]:
+        sampled = [
+            sample_actions(policy, critic, batch.obs, noise, jnp.full(len(rows), w))
+            for w in (0.0, weight)
+        ]
+        return jnp.stack([critic.critic(batch.obs, a) for a in (batch.action, *sampled)])
+
+    learners = (load_learner(run, name, which=checkpoint) for name in ("policy", "critic"))
+    return np.concatenate(np.asarray(q(*learners)), axis=1)
+
+
+def _manifest(record: dict) -> Manifest:
+    """Return the manifest of the run's data. UserError if they are gone or have changed."""
+    folder = Path(record["data"]["folder"])
+    if not folder.is_dir():
+        raise UserError(f"the data folder {folder} is gone")
+    manifest = read_manifest(folder)
+    shard = manifest.split("val")[0]
+    if shard.sha256 != record["data"]["sha256"].get(shard.file) or not manifest.intact(shard):
+        raise UserError(f"{folder / shard.file} is no longer the data of this run")
+    return manifest
+
+
+def _curves(page: _Page, run: Path) -> None:
+    page.add("<h2>Learning curves</h2>")
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    names = sorted({name for line in lines for name in line if "/" in name}, key=_losses_first)
+    if not names:
+        page.note("Not shown: the run has no metrics.jsonl.")
+        return
+    columns = min(3, len(names))
+    figure = Figure((7.5, 2.3 * math.ceil(len(names) / columns)), layout="constrained")
+    for name, axes in itertools.zip_longest(
+        names, figure.subplots(math.ceil(len(names) / columns), columns, squeeze=False).flat
+    ):
+        if name is None:
+            axes.set_axis_off()
+        else:
+            _curve(axes, lines, name)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("gradient step", fontsize=9)
+    seeds = len({line["seed"] for line in lines})
+    page.figure(
+        "curves",
+        figure,
+        "Training and validation curves of " + ", ".join(names),
+        "Training (mean since the last line) and validation (the same batches every time)"
+        + ("; thin lines are training seeds, thick ones their mean." if seeds > 1 else "."),
+    )
+
+
+def _losses_first(name: str) -> tuple[bool, bool, str]:
+    return not name.endswith("loss"), not name.startswith("policy/"), name
+
+
+def _curve(axes: Axes, lines: Sequence[dict], name: str) -> None:
+    """Draw one metric of all seeds, training and validation."""
+    for split, color, line in (("train", BLUE, "-"), ("validation", ORANGE, "--")):
+        curves: dict[int, dict[int, float]] = {}
+        for entry in lines:
+            if entry["split"] == split and name in entry:
+                curves.setdefault(entry["seed"], {})[entry["step"]] = entry[name]
+        if not curves:
+            continue
+        steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+        values = np.array([[curve[step] for step in steps] for curve in curves.values()])
+        marker = "o" if len(steps) < 12 else None
+        if len(curves) > 1:
+            axes.plot(steps, values.T, color=color, linestyle=line, lw=0.6, alpha=0.5)
+        axes.plot(steps, values.mean(0), line, color=color, marker=marker, ms=3, label=split)
+    drawn = [y for curve in axes.get_lines() for y in curve.get_ydata()]
+    if name.endswith("loss") and min(drawn, default=0) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
+    axes.set_title(name, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    _tidy(axes)
+
+
+def _facts(page: _Page, run: Path, record: dict, result: dict) -> None:
+    data, counts = record["data"], result["episodes"]
+    try:
+        manifest = _manifest(record)
+        rows = {s: sum(shard.rows for shard in manifest.split(s)) for s in ("train", "val")}
+        size = f"{rows['train']:,} rows for training, {rows['val']:,} for validation"
+    except UserError as error:
+        manifest, size = None, str(error)
+    hashes = [f"{file} {digest[:12]}" for file, digest in data["sha256"].items()]
+    if len(hashes) > 6:
+        hashes = [*hashes[:6], f"and {len(hashes) - 6} more in config.json"]
+    facts = {
+        "Environment": record["env"],
+        "Data": f"{data['name']}: {size}",
+        "Data, SHA-256": "; ".join(hashes),
+        "Run": str(run),
+        "Checkpoint": f"step {result['checkpoint']:,}",
+        "Training seeds": ", ".join(map(str, result["training_seeds"])),
+        "Evaluation": f"seed {result['seed']}; for every weight and training seed "
+        f"{counts['tune']} tune and {counts['test']} test episodes",
+        "Trained on": record["device"],
+        "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+    }
+    if record["policy"]:
+        facts["Policy"] = f"taken from {record['policy']['run']}"
+    page.add("<h2>What was run</h2>")
+    page.add('<table class="facts">')
+    for name, value in facts.items():
+        page.add(f"<tr><th>{name}<td>{escape(value)}</tr>")
+    page.add("</table>")
+    page.add("<h2>Configuration</h2>")
+    cells = (f"<li>{escape(k)} <b>{escape(str(v))}</b>" for k, v in record["config"].items())
+    page.add(f'<ul class="config">{"".join(cells)}</ul>')
+    page.add("<h2>Commands that give this result</h2>")
+    page.add(f"<pre>{escape(chr(10).join(_commands(run, record, result, manifest)))}</pre>")
+
+
+def _commands(run: Path, record: dict, result: dict, manifest: Manifest | None) -> list[str]:
+    """Return the command lines from nothing to this page."""
+    folder = record["data"]["folder"]
+    commands = []
+    if manifest is not None and manifest.plan and manifest.plan["steps"] == 1001:
+        plan = {key: value for key, value in manifest.plan.items() if key != "steps"}
+        flags = _flags({**plan, "seed": manifest.seed})
+        commands.append(["qgf", "collect", manifest.name, folder, *flags])
+    config = record["config"]
+    changes = {
+        name: {k: v for k, v in config.items() if v != getattr(preset, k)}
+        for name, preset in PRESETS.items()
+    }
+    preset = min(changes, key=lambda name: len(changes[name]))
+    options = {"env": record["env"], "data": folder, "out": run, "preset": preset}
+    seeds = ",".join(map(str, record["seeds"]))
+    options |= {"seeds": seeds} if len(record["seeds"]) > 1 else {"seed": seeds}
+    if record["policy"]:
+        options["policy"] = record["policy"]["run"]
+    commands.append(["qgf", "train", *_flags(options | changes[preset])])
+    evaluation = ["qgf", "eval", str(run), "--weights"]
+    evaluation += [f"{row['weight']:g}" for row in result["weights"]]
+    if result["best_of"]:
+        evaluation += ["--best-of", *(str(row["samples"]) for row in result["best_of"])]
+    counts = result["episodes"]
+    options = {"episodes": counts["test"], "tune_episodes": counts["tune"]}
+    options |= {"seed": result["seed"], "checkpoint": result["checkpoint"]}
+    commands.append([*evaluation, *_flags(options)])
+    commands.append(["qgf", "report", str(run)])
+    return [shlex.join(command) for command in commands]
+
+
+def _flags(options: dict) -> list[str]:
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
+    return list(itertools.chain.from_iterable(pairs))
+
+
+def _interval(interval: Sequence[float], form: str) -> str:
+    low, high = interval
+    return f"{low:{form}} to {high:{form}}"
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _tidy(*panels: Axes) -> None:
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e4e4e4", lw=0.8)
+        axes.set_axisbelow(True)
