@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qgf.envs import make_env
+from qgf.errors import UserError
 
 
 class Reply(NamedTuple):
@@ -51,11 +52,16 @@ class Workers:
             {slot: request for slot, request in requests.items() if slot % self._workers == i}
             for i in range(self._workers)
         ]
-        for pipe, part in zip(self._pipes, asked, strict=True):
-            pipe.send(part)
+        try:
+            for pipe, part in zip(self._pipes, asked, strict=True):
+                pipe.send(part)
+            answers = [pipe.recv() for pipe in self._pipes]
+        except (EOFError, OSError):
+            raise UserError(
+                "an environment process died (out of memory?); try fewer --workers or --slots"
+            ) from None
         replies: dict[int, Any] = {}
-        for pipe in self._pipes:
-            answer = pipe.recv()
+        for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
             replies |= answer

@@ -56,7 +56,7 @@ def guided_sample(
     critic: Critic,
     obs: Float[Array, "batch obs"],
     noise: Float[Array, "batch action"],
-    weight: float | Float[Array, " batch"],
+    weight: float | Float[Array, ""] | Float[Array, " batch"],
     *,
     steps: int = 10,
     estimator: Estimator = qgf,

@@ -25,5 +25,6 @@ def best_of_n(
     n, batch, size = noise.shape
     tiled = jnp.tile(obs, (n, 1))
     actions = sample(tiled, noise.reshape(n * batch, size))
-    best = critic(tiled, actions).reshape(n, batch).argmax(0)
+    q = critic(tiled, actions).reshape(n, batch)
+    best = jnp.where(jnp.isnan(q), -jnp.inf, q).argmax(0)
     return actions.reshape(n, batch, size)[best, jnp.arange(batch)]
