@@ -118,14 +118,13 @@ def report(run: Path, *, video: bool = True) -> Path:
     _q_values(page, run, record, result, shown)
     _curves(page, run)
     _facts(page, run, record, result)
-    title = f"QGF on {record['env']}"
-    with atomic_open(run / "report.html", "w") as file:
+    title, body = f"QGF on {record['env']}", "\n".join(page.parts)
+    with atomic_open(run / "report.html") as file:
         file.write(
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-            f"<body><main>\n<h1>{escape(title)}</h1>\n" + "\n".join(page.parts) + "\n"
-            "</main></body></html>\n"
+            f"<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n".encode()
         )
     return run / "report.html"
 

@@ -29,7 +29,7 @@ SIZE = 320
 CAPTION, GAP = 32, 4
 STEPS_PER_SECOND = 20
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
 @dataclass
@@ -84,8 +84,7 @@ def film(
     )
     act = partial(_act, policy, critic, jax.random.key(seed), (1, spec.chunk_action))
     takes = [_Take(Job(Arm(w), 0, "test", episode)) for w in dict.fromkeys(weights)]
-    with _headless():
-        _shoot(record["env"], spec, act, takes, seed)
+    _shoot(record["env"], spec, act, takes, seed)
     film = _encode(_side_by_side(takes), STEPS_PER_SECOND / spec.chunk)
     with atomic_open(out) as file:
         file.write(film)
@@ -100,12 +99,14 @@ def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: in
     turn = np.zeros((1, count), np.int32)
     requests = {i: ("reset", _env_seed(seed, take.job.start)) for i, take in enumerate(takes)}
     workers = min(count, os.cpu_count() or 1)
-    pool = Workers(env, count, workers, width=SIZE, height=SIZE)
-    with pool, progress() as bar:
+    with (
+        _headless(),
+        Workers(env, count, workers, width=SIZE, height=SIZE) as pool,
+        progress() as bar,
+    ):
         task = bar.add_task("filming", total=None, unit="pictures")
         while requests:
-            replies = pool.request(requests)
-            pictures = pool.request(dict.fromkeys(replies, ("render", CAMERA)))
+            replies, pictures = _request(pool, requests)
             for i, reply in replies.items():
                 obs[0, i] = reply.obs
                 takes[i].add(reply, pictures[i])
@@ -118,24 +119,29 @@ def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: in
 
 @contextlib.contextmanager
 def _headless() -> Iterator[None]:
-    """Let processes started in the block render without a screen; explain when they cannot."""
+    """Let processes started in the block render without a screen."""
     before = os.environ.get("MUJOCO_GL")
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is imported
     try:
         yield
-    except UserError:
-        raise
+    finally:
+        if before is None:
+            os.environ.pop("MUJOCO_GL", None)
+
+
+def _request(pool: Workers, requests: dict) -> tuple[dict[int, Reply], dict[int, Picture]]:
+    """Serve the requests; return also a picture of every environment that was asked."""
+    try:
+        replies = pool.request(requests)
+        return replies, pool.request(dict.fromkeys(replies, ("render", CAMERA)))
     except Exception as error:
-        reason = " ".join(str(error).split()) or "the process that renders ended"
+        reason = " ".join(str(error).split()) or "its process ended"
         raise UserError(
             f"cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} "
             f"({type(error).__name__}: {reason}); set MUJOCO_GL=egl and install libEGL "
             "(Debian: apt-get install libegl1), or MUJOCO_GL=osmesa and libosmesa6"
         ) from error
-    finally:
-        if before is None:
-            os.environ.pop("MUJOCO_GL", None)
 
 
 def _captioned(picture: Picture, left: str, middle: str, right: str) -> Picture:

@@ -1,0 +1,167 @@
+import base64
+import functools
+import html.parser
+import io
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qgf import cli, evaluate, video
+from qgf._workers import Workers
+from qgf.errors import UserError
+from qgf.report import _verdict, report
+
+WEIGHTS = [0.0, 0.5, 2.0]
+
+
+class Reader(html.parser.HTMLParser):
+    """The page's table rows, text, images, films and outward links."""
+
+    VOID = ("meta", "img", "th", "td", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.text, self.media, self.links, self.open = [], "", {}, [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        for name in ("src", "href"):
+            value = attributes.get(name, "data:")
+            if value.startswith("data:"):
+                kind, _, content = value.removeprefix("data:").partition(";base64,")
+                self.media.setdefault(kind, []).append((base64.b64decode(content), attributes))
+            else:
+                self.links.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if "tr" in self.open:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    """A run with an evaluation, and its report with a film."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    shutil.copytree(run, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (video, evaluate):
+            patch.setattr(module, "Workers", functools.partial(Workers, max_episode_steps=12))
+        evaluate.evaluate(folder, WEIGHTS, episodes=3, tune_episodes=2, best_of=[2])
+        report(folder)
+    return folder
+
+
+def read(run):
+    text = (run / "report.html").read_text()
+    assert "http://" not in text and "https://" not in text
+    page = Reader(text)
+    assert page.open == [] and page.links == []
+    return page
+
+
+def test_numbers_are_those_of_the_evaluation(evaluated):
+    result = json.loads((evaluated / "eval.json").read_text())
+    rows = {row[0]: row[1:] for row in read(evaluated).rows}
+
+    def cells(figures):
+        low, high = figures["ci95"]
+        found = [f"{figures['success']:.1%}", f"{low:.1%} to {high:.1%}"]
+        if "difference" in figures:
+            low, high = figures["difference_ci95"]
+            found += [f"{figures['difference']:+.1%}", f"{low:+.1%} to {high:+.1%}"]
+        else:
+            found += ["", ""]
+        return [*found, str(figures["episodes"])]
+
+    assert rows["BC (w = 0)"] == cells(result["bc"])
+    assert rows["best of 2"] == cells(result["best_of"][0]["test"])
+    assert rows[f"QGF (w = {result['chosen_weight']:g})"] == cells(result["qgf"])
+    assert rows["Checkpoint"] == ["step 40"]
+    assert rows["Training seeds"] == ["3, 5"]
+
+
+def test_pictures_are_embedded_and_kept(evaluated):
+    images = read(evaluated).media["image/png"]
+    assert len(images) == 3
+    kept = {path.read_bytes() for path in (evaluated / "report").glob("*.png")}
+    assert kept == {content for content, _ in images}
+    for content, attributes in images:
+        assert attributes["alt"]
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+        assert pixels.shape[1] > 1000 and pixels.std() > 10
+
+
+def test_a_film_is_embedded_or_its_absence_explained(evaluated):
+    page = read(evaluated)
+    if "video/mp4" not in page.media:
+        assert "No rollout was filmed: cannot render" in page.text
+        pytest.skip("this machine cannot render")
+    ((film, attributes),) = page.media["video/mp4"]
+    assert film[4:8] == b"ftyp"
+    assert film == (evaluated / "report" / "rollout.mp4").read_bytes()
+    assert "controls" in attributes
+
+
+def test_commands_parse_to_what_was_run(evaluated, data):
+    text = read(evaluated).text
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("qgf ")]
+    train, evaluation, page = (cli._parse(line[1:]) for line in lines)
+    record = json.loads((evaluated / "config.json").read_text())
+    assert vars(train.config) == record["config"]
+    assert (train.env, train.data, train.out) == (record["env"], data, evaluated)
+    assert cli._parse_seeds(train.seeds) == record["seeds"]
+    assert (list(evaluation.weights), evaluation.best_of) == (WEIGHTS, (2,))
+    assert (evaluation.episodes, evaluation.tune_episodes) == (3, 2)
+    assert (evaluation.run, evaluation.checkpoint) == (evaluated, "40")
+    assert page.run == evaluated
+
+
+def test_what_is_missing_is_said_and_the_rest_shown(evaluated, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(evaluated, run)
+    (run / "metrics.jsonl").unlink()
+    record = json.loads((run / "config.json").read_text())
+    record["data"]["folder"] = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(record))
+    report(run, video=False)
+    page = read(run)
+    assert "no metrics.jsonl" in page.text
+    assert f"the data folder {tmp_path / 'gone'} is gone" in page.text
+    assert "No rollout was filmed" in page.text
+    assert len(page.media["image/png"]) == 1
+
+
+def test_a_run_that_was_not_evaluated(run):
+    with pytest.raises(UserError, match=f"run `qgf eval {run}` first"):
+        report(run)
+
+
+@pytest.mark.parametrize(
+    ("weight", "interval", "says"),
+    [
+        (0.0, (0.0, 0.0), "chose w = 0"),
+        (0.1, (-0.05, 0.2), "cannot tell"),
+        (0.1, (0.02, 0.2), "+10.0% (95% interval +2.0% to +20.0%, 50 paired episodes)."),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_interval(weight, interval, says):
+    qgf = {"success": 0.5, "difference": 0.1, "difference_ci95": interval, "episodes": 50}
+    verdict = _verdict({"chosen_weight": weight, "qgf": qgf, "bc": {"success": 0.4}})
+    assert says in verdict
+    assert ("cannot tell" in verdict) == (interval[0] < 0)
