@@ -287,7 +287,7 @@ def _summary(outcomes: dict[Job, Outcome], weights: Sequence[float], arms: Seque
         }
 
     def gain(arm: Arm) -> dict:
-        ours, theirs = (table(a, "test")[..., 0] for a in (arm, Arm()))
+        ours, theirs = (table(a, "test")[..., 0] > 0 for a in (arm, Arm()))
         mean, interval = paired_difference(ours, theirs)
         return {"difference": mean, "difference_ci95": interval}
 
