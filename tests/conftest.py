@@ -1,6 +1,15 @@
 """Annotations are checked by beartype in this process; a tiny dataset and a tiny run."""
 
+import os
+import tempfile
+
 from jaxtyping import install_import_hook
+
+# Tests compile the same programs again and again, some of them in processes of their own.
+CACHE = tempfile.TemporaryDirectory(prefix="qgf-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 install_import_hook("qgf", "beartype.beartype")
 
