@@ -16,6 +16,7 @@ def tiny(monkeypatch):
         demo.CONFIG, steps=20, dispatch_steps=10, checkpoint_every=10, batch_size=8, width=16
     )
     for name, value in {
+        "collect": functools.partial(demo.collect, steps=101),
         "EPISODES": 2,
         "VAL_EPISODES": 1,
         "CONFIG": config,
@@ -36,21 +37,21 @@ def written(folder):
 
 def test_demo_does_all_and_then_only_what_is_missing(tiny, tmp_path, capsys):
     out = tmp_path / "demo"
-    demo.demo(out)
+    demo.demo(out, workers=1)
     first = capsys.readouterr().out
     for word in ("1/4", "4/4", "BC ", "best of 2", "QGF, w = ", str(out / "run/report.html")):
         assert word in first
     assert (out / "run" / "report.html").exists()
 
     before = written(out)
-    demo.demo(out)
+    demo.demo(out, workers=1)
     after = written(out)
     assert {path for path in after if after[path] != before.get(path)} <= {
         out / "data" / "manifest.json"
     }
 
     shutil.rmtree(out / "run" / "checkpoints" / "00000020")
-    demo.demo(out)
+    demo.demo(out, workers=1)
     assert (out / "run" / "checkpoints" / "00000020").exists()
     assert (
         written(out)[out / "run" / "checkpoints" / "00000010" / "state.json"]

@@ -21,7 +21,7 @@ WEIGHTS = [0.0, 0.5, 2.0]
 class Reader(html.parser.HTMLParser):
     """The page's table rows, text, images, films and outward links."""
 
-    VOID = ("meta", "img", "th", "td", "br")
+    VOID = ("meta", "img")
 
     def __init__(self, text):
         super().__init__()

@@ -140,10 +140,9 @@ def _headline(page: _Page, result: dict) -> None:
     rows = [("BC (w = 0)", result["bc"], "")]
     rows += [(f"best of {row['samples']}", row["test"], "") for row in result["best_of"]]
     rows += [(f"QGF (w = {result['chosen_weight']:g})", result["qgf"], ' class="chosen"')]
-    page.add(
-        '<table><thead><tr><th>Policy<th class="n">Success<th class="n">95% interval'
-        '<th class="n">Minus BC<th class="n">95% interval<th class="n">Episodes</tr></thead><tbody>'
-    )
+    names = ("Success", "95% interval", "Minus BC", "95% interval", "Episodes")
+    heads = "".join(f'<th class="n">{name}</th>' for name in names)
+    page.add(f"<table><thead><tr><th>Policy</th>{heads}</tr></thead><tbody>")
     for name, figures, kind in rows:
         cells = [f"{figures['success']:.1%}", _interval(figures["ci95"], ".1%"), "", ""]
         if "difference" in figures:
@@ -152,7 +151,8 @@ def _headline(page: _Page, result: dict) -> None:
                 _interval(figures["difference_ci95"], "+.1%"),
             ]
         cells.append(str(figures["episodes"]))
-        page.add(f"<tr{kind}><td>{name}" + "".join(f'<td class="n">{c}' for c in cells) + "</tr>")
+        cells = "".join(f'<td class="n">{cell}</td>' for cell in cells)
+        page.add(f"<tr{kind}><td>{name}</td>{cells}</tr>")
     page.add("</tbody></table>")
 
 
@@ -398,10 +398,10 @@ def _facts(page: _Page, run: Path, record: dict, result: dict) -> None:
     page.add("<h2>What was run</h2>")
     page.add('<table class="facts">')
     for name, value in facts.items():
-        page.add(f"<tr><th>{name}<td>{escape(value)}</tr>")
+        page.add(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>")
     page.add("</table>")
     page.add("<h2>Configuration</h2>")
-    cells = (f"<li>{escape(k)} <b>{escape(str(v))}</b>" for k, v in record["config"].items())
+    cells = (f"<li>{escape(k)} <b>{escape(str(v))}</b></li>" for k, v in record["config"].items())
     page.add(f'<ul class="config">{"".join(cells)}</ul>')
     page.add("<h2>Commands that give this result</h2>")
     page.add(f"<pre>{escape(chr(10).join(_commands(run, record, result, manifest)))}</pre>")
