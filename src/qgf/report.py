@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qgf._files import atomic_open, read_json
 from qgf.checkpoint import load_learner, load_record
@@ -362,8 +362,9 @@ def _curve(axes: Axes, lines: Sequence[dict], name: str) -> None:
     drawn = [y for curve in axes.get_lines() for y in curve.get_ydata()]
     if name.endswith("loss") and min(drawn, default=0) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(name, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
