@@ -5,6 +5,8 @@ import io
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -62,7 +64,7 @@ def evaluated(run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module in (video, evaluate):
             patch.setattr(module, "Workers", functools.partial(Workers, max_episode_steps=12))
-        evaluate.evaluate(folder, WEIGHTS, episodes=3, tune_episodes=2, best_of=[2])
+        evaluate.evaluate(folder, WEIGHTS, episodes=3, tune_episodes=2, best_of=[2], slots=6)
         report(folder)
     return folder
 
@@ -121,15 +123,25 @@ def test_a_film_is_embedded_or_its_absence_explained(evaluated):
 def test_commands_parse_to_what_was_run(evaluated, data):
     text = read(evaluated).text
     lines = [shlex.split(line) for line in text.splitlines() if line.startswith("qgf ")]
-    train, evaluation, page = (cli._parse(line[1:]) for line in lines)
+    train, evaluation, page = map(parse, lines)
     record = json.loads((evaluated / "config.json").read_text())
-    assert vars(train.config) == record["config"]
-    assert (train.env, train.data, train.out) == (record["env"], data, evaluated)
-    assert cli._parse_seeds(train.seeds) == record["seeds"]
-    assert (list(evaluation.weights), evaluation.best_of) == (WEIGHTS, (2,))
-    assert (evaluation.episodes, evaluation.tune_episodes) == (3, 2)
-    assert (evaluation.run, evaluation.checkpoint) == (evaluated, "40")
-    assert page.run == evaluated
+    assert train["config"] == record["config"]
+    assert (train["env"], train["data"]) == (record["env"], str(data))
+    assert train["out"] == evaluation["run"] == page["run"] == str(evaluated)
+    assert cli._parse_seeds(train["seeds"]) == record["seeds"]
+    assert (evaluation["weights"], evaluation["best_of"]) == (WEIGHTS, [2])
+    assert (evaluation["episodes"], evaluation["tune_episodes"]) == (3, 2)
+    assert evaluation["checkpoint"] == "40"
+
+
+def parse(line):
+    """Parse a command in a process where annotations are not checked; tyro bends them."""
+    code = (
+        "import dataclasses, json, sys; from qgf.cli import _parse; "
+        "print(json.dumps(dataclasses.asdict(_parse(sys.argv[1:])), default=str))"
+    )
+    done = [sys.executable, "-c", code, *line[1:]]
+    return json.loads(subprocess.run(done, capture_output=True, text=True, check=True).stdout)
 
 
 def test_what_is_missing_is_said_and_the_rest_shown(evaluated, tmp_path):
