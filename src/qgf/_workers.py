@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class Workers:
         self._workers = min(workers, slots)
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
-        with _single_threaded():
+        with _single_threaded(), shielded():
             for _ in range(self._workers):
                 ours, theirs = context.Pipe()
                 context.Process(target=_serve, args=(theirs, env, kwargs), daemon=True).start()
@@ -76,6 +77,17 @@ class Workers:
 
 
 @contextmanager
+def shielded() -> Iterator[None]:
+    """Keep Ctrl-C from processes started in the block, from their first moment on."""
+    resource_tracker.ensure_running()  # its start would end the block's effect
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _single_threaded() -> Iterator[None]:
     """Keep linear algebra of processes started in the block to one thread each."""
     name = "OMP_NUM_THREADS"
@@ -91,7 +103,6 @@ def _single_threaded() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and closes the pipe
     serve = {"reset": _reset, "act": _act, "render": _render}
     envs: dict[int, Any] = {}
     while True:
@@ -100,14 +111,17 @@ def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:
         except (EOFError, OSError):
             return
         try:
-            replies = {}
+            replies: Any = {}
             for slot, (kind, value) in requests.items():
                 if slot not in envs:
                     envs[slot] = make_env(env, **kwargs)
                 replies[slot] = serve[kind](envs[slot], value)
-            pipe.send(replies)
         except Exception as error:
-            pipe.send(error)
+            replies = error
+        try:
+            pipe.send(replies)
+        except OSError:  # the parent has closed the pipe
+            return
 
 
 def _reset(env: Any, seed: int) -> Reply:

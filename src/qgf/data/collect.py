@@ -13,7 +13,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import platform
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 from qgf._files import atomic_open, sha256
 from qgf._progress import progress
+from qgf._workers import shielded
 from qgf.data._oracles import make_oracles
 from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
 from qgf.envs import EnvName, make_env
@@ -220,7 +220,9 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     try:
-        yield from pool.map(_episode, jobs)
+        with shielded():  # the parent handles Ctrl-C
+            results = pool.map(_episode, jobs)
+        yield from results
     except concurrent.futures.process.BrokenProcessPool:
         raise UserError(
             "a worker process died (out of memory?); run the same command to continue, "
@@ -231,8 +233,7 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
 
 
 def _start_worker() -> None:
-    # The parent handles Ctrl-C; and when the parent is killed, its workers end too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # When the parent is killed, its workers end too.
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

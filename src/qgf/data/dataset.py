@@ -41,7 +41,7 @@ class Chunks(eqx.Module):
     mask: Float[Array | np.ndarray, " chunk"]
     length: int = eqx.field(static=True)
 
-    def take(self, index: Int[Array, " batch"]) -> Batch:
+    def take(self, index: Int[Array | np.ndarray, " batch"]) -> Batch:
         """Return the chunks at `index` (positions in `start`)."""
         row = self.start[index]
         action = self.action[row[:, None] + jnp.arange(self.length)]
@@ -146,7 +146,13 @@ class Dataset:
         _check(path, data)
         start = _chunk_starts(path, data["terminals"], self.chunk)
         if self._env is not None:
-            relabel_dataset(self.name.env_id, self._env, data)
+            try:
+                relabel_dataset(self.name.env_id, self._env, data)
+            except KeyError as absent:
+                raise UserError(
+                    f"{path} has no {absent}, from which rewards are computed; "
+                    f"train without a task, --env {self.name.dataset}"
+                ) from None
             reward, mask = chunk_returns(
                 data["rewards"], data["masks"], start, self.chunk, self.discount
             )
@@ -180,6 +186,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check(path: Path, data: dict[str, np.ndarray]) -> None:
+    rows = {name: len(array) for name, array in data.items()}
+    if len(set(rows.values())) > 1:
+        raise UserError(f"{path} has arrays of different lengths ({rows}); collect it again")
     for name in ("observations", "actions"):
         bad = ~np.isfinite(data[name]).all(axis=1)
         if bad.any():
