@@ -9,18 +9,14 @@ import reference
 from qgf.critic import Ensemble, Value, aggregate, expectile_loss
 
 
-def member(ensemble, i):
-    return jax.tree.map(lambda leaf: leaf[i], ensemble.mlp)
-
-
 def test_ensemble_is_its_members():
     q = Ensemble(4, 3, members=3, width=8, depth=2, key=jax.random.key(0))
     random = np.random.default_rng(0)
     obs, action = (random.normal(size=(6, n)).astype(np.float32) for n in (4, 3))
     values = q(jnp.asarray(obs), jnp.asarray(action))
-    expected = [reference.mlp(member(q, i), obs, action)[:, 0] for i in range(3)]
+    expected = [reference.mlp(q.members[i], obs, action)[:, 0] for i in range(3)]
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
-    assert len(member(q, 0).scales) == 2
+    assert len(q.members[0].scales) == 2
     assert abs(values[0] - values[1]).min() > 1e-3  # drawn apart
 
 

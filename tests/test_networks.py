@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 
-from qgf.networks import MLP, layer_norm, time_embedding
+from qgf.networks import MLP, norm_gelu, time_embedding
 
 
 def disturbed(network, key):
@@ -70,16 +70,35 @@ def test_initial_kernels_are_uniform_fan_avg():
     assert len(network.scales) == 1
 
 
-def test_layer_norm_of_a_row_by_hand():
+def test_norm_gelu_of_a_row_by_hand():
     # Mean 2, variance 2; normalized -√2, 0, 0, √2.
     x = jnp.array([[0.0, 2.0, 2.0, 4.0]])
-    actual = layer_norm(x, jnp.full(4, 3.0), jnp.array([0.0, 0.0, 1.0, 0.0]), epsilon=0.0)
-    np.testing.assert_allclose(actual, [[-3 * 2**0.5, 0, 1, 3 * 2**0.5]], rtol=1e-6)
+    actual = norm_gelu(x, jnp.full(4, 3.0), jnp.array([0.0, 0.0, 1.0, 0.0]))
+    expected = reference.gelu(np.array([[-3 * 2**0.5, 0, 1, 3 * 2**0.5]]))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_layer_norm_of_a_constant_row_is_its_shift():
-    x = jnp.full((1, 3), 1e4)
-    assert layer_norm(x, jnp.ones(3), jnp.array([1.0, 2.0, 3.0])).tolist() == [[1, 2, 3]]
+def test_norm_gelu_of_a_constant_row_is_gelu_of_its_shift():
+    shift = np.array([1.0, 2.0, 3.0])
+    actual = norm_gelu(jnp.full((1, 3), 1e4), jnp.ones(3), jnp.asarray(shift))
+    np.testing.assert_allclose(actual, [reference.gelu(shift)], rtol=1e-6)
+
+
+def test_norm_gelu_gradient_equals_automatic_differentiation():
+    def obvious(x, scale, shift):
+        centred = x - x.mean(-1, keepdims=True)
+        normalized = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+        return jax.nn.gelu(normalized * scale + shift)
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, g = (3 * jax.random.normal(k, (5, 7)) + 1 for k in keys[:2])
+    parameters = [jax.random.normal(k, (7,)) for k in keys[2:]]
+    for argument in range(3):
+        actual, expected = (
+            jax.grad(lambda *a, f=f: (g * f(*a)).sum(), argnums=argument)(x, *parameters)
+            for f in (norm_gelu, obvious)
+        )
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_time_embedding_is_its_formula():

@@ -20,29 +20,22 @@ class Critic(Protocol):
 
 
 class Ensemble(eqx.Module):
-    """Independent Q networks; every parameter leads with the member axis."""
+    """Independent Q networks."""
 
-    mlp: MLP
+    members: list[MLP]
 
     def __init__(
-        self,
-        obs: int,
-        action: int,
-        *,
-        members: int,
-        width: int,
-        depth: int,
-        key: PRNGKeyArray,
+        self, obs: int, action: int, *, members: int, width: int, depth: int, key: PRNGKeyArray
     ):
-        def member(key: PRNGKeyArray) -> MLP:
-            return MLP(obs + action, 1, width=width, depth=depth, norms=depth, key=key)
-
-        self.mlp = eqx.filter_vmap(member)(jax.random.split(key, members))
+        self.members = [
+            MLP(obs + action, 1, width=width, depth=depth, norms=depth, key=k)
+            for k in jax.random.split(key, members)
+        ]
 
     def __call__(
         self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
     ) -> Float[Array, "member batch"]:
-        return jax.vmap(lambda mlp: mlp(obs, action)[:, 0])(self.mlp)
+        return jnp.stack([mlp(obs, action)[:, 0] for mlp in self.members])
 
 
 class Value(eqx.Module):

@@ -217,10 +217,16 @@ def _act(
         one = jax.random.fold_in(jax.random.fold_in(key, start), turn)
         return jax.random.normal(one, shape)
 
-    def act(policy: Learner, critic: Learner, obs: Array, weight: Array, *at: Array) -> Array:
-        return sample_actions(policy, critic, obs, jax.vmap(noise, out_axes=1)(*at), weight)
+    arrays, static = eqx.partition((policy, critic), eqx.is_array)
 
-    return eqx.filter_vmap(act)(policy, critic, obs, weight, start, turn)
+    def act(one: tuple) -> Float[Array, "row action"]:
+        arrays, obs, weight, start, turn = one
+        policy, critic = eqx.combine(arrays, static)
+        noises = jax.vmap(noise, out_axes=1)(start, turn)
+        return sample_actions(policy, critic, obs, noises, weight)
+
+    # Not vmap: it would turn the critic's choice of rows into doing all choices.
+    return jax.lax.map(act, (arrays, obs, weight, start, turn))
 
 
 def _env_seed(seed: int, start: int) -> int:

@@ -79,8 +79,10 @@ def euler(
     steps: int = 10,
 ) -> Float[Array, "batch action"]:
     """Carry noise to actions in `steps` Euler steps and clip them to [-1, 1]."""
-    action = noise
-    for k in range(steps):
-        t = jnp.full(noise.shape[:1], k / steps)
-        action = action + velocity(obs, action, t) / steps
+
+    def step(action: Array, k: Array) -> tuple[Array, None]:
+        t = jnp.full(noise.shape[:1], k / steps, noise.dtype)
+        return action + velocity(obs, action, t) / steps, None
+
+    action, _ = jax.lax.scan(step, noise, jnp.arange(steps, dtype=noise.dtype))
     return jnp.clip(action, -1, 1)

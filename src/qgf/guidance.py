@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qgf.critic import Critic
-from qgf.flow import Velocity
+from qgf.flow import Velocity, euler
 
 Estimator = Callable[..., tuple[Float[Array, "batch action"], Float[Array, "batch action"]]]
 
@@ -75,10 +75,16 @@ def guided_sample(
         Actions in [-1, 1]. Where a gradient is not finite, that row takes the step unguided.
     """
     weight = jnp.broadcast_to(jnp.asarray(weight, noise.dtype), noise.shape[:1])[:, None]
-    action = noise
-    for k in range(steps):  # unrolled: what does not depend on the step is computed once
+
+    def step(action: Array, k: Array) -> tuple[Array, None]:
         t = jnp.full(noise.shape[:1], k / steps, noise.dtype)
         v, g = estimator(velocity, critic, obs, action, t)
         g = jnp.where(jnp.isfinite(g).all(-1, keepdims=True), g, 0)
-        action = action + (v + weight * g) / steps
-    return jnp.clip(action, -1, 1)
+        return action + (v + weight * g) / steps, None
+
+    def guided() -> Array:
+        action, _ = jax.lax.scan(step, noise, jnp.arange(steps, dtype=noise.dtype))
+        return jnp.clip(action, -1, 1)
+
+    # Without any weight it is the policy itself, to the last bit and without the critic's cost.
+    return jax.lax.cond(weight.any(), guided, lambda: euler(velocity, obs, noise, steps=steps))

@@ -1,0 +1,111 @@
+"""Milliseconds to a guided action chunk, against the peer with the very same weights."""
+
+import time
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from qgf.config import Config, Spec
+from qgf.learners import LEARNERS, Learner
+from qgf.networks import MLP
+from qgf.policy import sample_actions
+
+SIZES = {"3x256": (256, 3), "4x1024": (1024, 4)}
+BATCHES = (1, 5, 50, 256)
+SPEC = Spec(obs=28, action=5, chunk=5)
+WEIGHT = 0.03
+
+
+def measure(peer: bool, seconds: float) -> dict:
+    """Return, for every size and batch, the median latency and its ratio to the peer's."""
+    results = {}
+    for name, (width, depth) in SIZES.items():
+        learners = _learners(width, depth)
+        agent = None
+        if peer:
+            from benchmarks import peer as peers
+
+            agent = peers.make_agent(*SPEC, width, depth)
+            learners = _copy(learners, peers.parameters(agent))
+        for batch in BATCHES:
+            results[f"{name} batch {batch}"] = _compare(learners, agent, batch, seconds)
+    return results
+
+
+def _compare(learners: dict[str, Learner], agent: object, batch: int, seconds: float) -> dict:
+    obs = np.random.default_rng(0).normal(size=(batch, SPEC.obs)).astype(np.float32)
+    key = jax.random.key(0)
+    weight = np.full(batch, WEIGHT, np.float32)
+    act = eqx.filter_jit(
+        lambda p, c, obs, key, weight: sample_actions(
+            p, c, obs, jax.random.normal(key, (1, batch, SPEC.chunk_action)), weight
+        )
+    )
+
+    def ours() -> np.ndarray:
+        return np.asarray(act(learners["policy"], learners["critic"], obs, key, weight))
+
+    if agent is None:
+        return {"ms": _median([ours], seconds)[0]}
+    from benchmarks import peer as peers
+
+    def theirs() -> np.ndarray:
+        return peers.sample(agent, obs, key, WEIGHT)
+
+    difference = float(np.abs(ours() - theirs()).max())
+    mine, other = _median([ours, theirs], seconds)
+    return {"ms": mine, "peer_ms": other, "ratio": mine / other, "difference": difference}
+
+
+def _median(calls: list[Callable[[], object]], seconds: float) -> list[float]:
+    """Return every call's median milliseconds, the calls taking turns."""
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(times[0]) < 5:
+        for call, taken in zip(calls, times, strict=True):
+            before = time.perf_counter()
+            call()
+            taken.append(1e3 * (time.perf_counter() - before))
+    return [float(np.median(taken)) for taken in times]
+
+
+def _learners(width: int, depth: int) -> dict[str, Learner]:
+    config = Config(width=width, depth=depth)
+    keys = jax.random.split(jax.random.key(0), len(LEARNERS))
+    return {
+        name: kind.create(SPEC, config, key)
+        for (name, kind), key in zip(LEARNERS.items(), keys, strict=True)
+    }
+
+
+def _copy(learners: dict[str, Learner], weights: dict[str, list[dict]]) -> dict[str, Learner]:
+    """Return our learners with the peer's weights."""
+
+    def filled(mlp: MLP, layers: list[dict]) -> MLP:
+        values = (
+            [layer["kernel"] for layer in layers],
+            [layer["bias"] for layer in layers],
+            [layer["scale"] for layer in layers if "scale" in layer],
+            [layer["shift"] for layer in layers if "shift" in layer],
+        )
+        return eqx.tree_at(
+            lambda m: (m.kernels, m.biases, m.scales, m.shifts),
+            mlp,
+            jax.tree.map(jax.numpy.asarray, values),
+        )
+
+    policy, critic = learners["policy"], learners["critic"]
+    members = [
+        filled(mlp, jax.tree.map(lambda x, i=i: x[i], weights["target_critic"]))
+        for i, mlp in enumerate(critic.target_q.members)
+    ]
+    return {
+        "policy": eqx.tree_at(
+            lambda p: p.policy.mlp, policy, filled(policy.policy.mlp, weights["policy"])
+        ),
+        "critic": eqx.tree_at(lambda c: c.target_q.members, critic, members),
+    }
