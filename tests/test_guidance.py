@@ -170,6 +170,6 @@ def test_estimator_decides_velocity_and_gradient():
     def up(velocity, critic, obs, action, t):
         return jnp.zeros_like(action), jnp.ones_like(action)
 
-    noise = jnp.zeros((2, 1))
+    noise = jnp.zeros((2, 3))
     actual = guided_sample(velocity, critic, noise, noise, jnp.array([0.25, 0.5]), estimator=up)
-    np.testing.assert_allclose(actual, [[0.25], [0.5]], rtol=1e-6)
+    np.testing.assert_allclose(actual, [[0.25] * 3, [0.5] * 3], rtol=1e-6)
