@@ -5,6 +5,7 @@ actions = qgf.load("runs/cube").act(obs, key=key, weight=0.03)
 """
 
 import importlib
+import warnings
 from typing import Any
 
 _PUBLIC = {
@@ -17,6 +18,9 @@ _PUBLIC = {
     "UserError": "qgf.errors",
 }
 __all__ = list(_PUBLIC)
+
+# MuJoCo's window library complains in every process of a machine without a screen.
+warnings.filterwarnings("ignore", ".*X11: The DISPLAY environment variable is missing")
 
 
 def __getattr__(name: str) -> Any:

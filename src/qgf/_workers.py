@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -78,13 +79,23 @@ class Workers:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Keep Ctrl-C from processes started in the block, from their first moment on."""
-    resource_tracker.ensure_running()  # its start would end the block's effect
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Keep Ctrl-C from processes started in the block, from their first moment on.
+
+    This process answers it at the end of the block, so that none is left half started.
+    """
+    resource_tracker.ensure_running()  # its start would lift the mask
+    noted: list[tuple] = []
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda *at: noted.append(at)) if main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        if noted and callable(handler):
+            handler(*noted[0])
 
 
 @contextmanager

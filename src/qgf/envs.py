@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import itertools
 import re
-import warnings
 from typing import Any
 
 import gymnasium
@@ -107,9 +106,7 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env:
     """
     parsed = EnvName.parse(name)
     # OGBench takes seconds to import; names can be read without it.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*X11")  # no screen: no window, but pictures
-        from qgf import _manipspace
+    from qgf import _manipspace
 
     families = {
         "cube": _manipspace.FastCube,

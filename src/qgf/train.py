@@ -81,6 +81,9 @@ def train(
             finite (the last checkpoint stays).
         TrainingInterrupted: Ctrl-C; the state was saved.
     """
+    for seed in seeds:
+        if not 0 <= seed < 2**31:
+            raise UserError(f"a training seed must lie in [0, 2^31), got {seed}")
     manifest = load_manifest(data)
     dataset = Dataset(manifest, env, chunk=config.chunk, discount=config.discount)
     validation = jax.device_put(dataset.validation())
@@ -143,7 +146,8 @@ def _loop(
             step += count
             _check_finite(run, window[-1], step)
             bar.update(task, completed=step)
-            last = step == config.steps or bool(interrupted)
+            stop = bool(interrupted)  # once: Ctrl-C may come while this step is logged
+            last = stop or step == config.steps
             checkpoint = step % config.checkpoint_every == 0 or last
             # A checkpoint ends the window too, so that a resumed run has the same windows.
             if step % config.log_every == 0 or checkpoint:
@@ -160,7 +164,7 @@ def _loop(
                 log("validation", step, losses)
             if checkpoint:
                 _save(run, state, step, losses)
-            if interrupted and step < config.steps:
+            if stop and step < config.steps:
                 raise TrainingInterrupted(f"step {step} is saved; add --resume to continue")
 
 
