@@ -1,7 +1,9 @@
 """Annotations are checked by beartype in this process; a tiny dataset and a tiny run."""
 
+import importlib.util
 import os
 import tempfile
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
@@ -11,7 +13,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
-install_import_hook("qgf", "beartype.beartype")
+# All but the command line, whose parser fills in objects of its own while it parses.
+SOURCE = Path(importlib.util.find_spec("qgf").origin).parent
+install_import_hook(
+    [f"qgf.{path.stem}" for path in SOURCE.iterdir() if path.stem not in ("cli", "__init__")],
+    "beartype.beartype",
+)
 
 import shutil  # noqa: E402
 
@@ -48,6 +55,14 @@ def run(data, tmp_path_factory):
     """A run of training seeds 3 and 5; read-only."""
     folder = tmp_path_factory.mktemp("run") / "run"
     train(TASK, data, folder, TINY, seeds=(3, 5))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policy_run(data, tmp_path_factory):
+    """A run of the same seeds without a task, so of the policy alone; read-only."""
+    folder = tmp_path_factory.mktemp("run") / "policy"
+    train("cube-single-play-v0", data, folder, TINY, seeds=(3, 5))
     return folder
 
 

@@ -1,0 +1,206 @@
+"""Chunks against a slow loop over what OGBench's own loader returns."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ogbench
+import pytest
+from conftest import TASK
+
+from qgf.data.dataset import Dataset, chunk_returns, rotation
+from qgf.data.manifest import load_manifest
+from qgf.envs import make_env
+from qgf.errors import UserError
+
+H, DISCOUNT = 5, 0.9
+NAME = "cube-single-play-v0"
+
+
+def change(path, edit):
+    """Rewrite a shard after `edit` of its arrays."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    edit(arrays)
+    np.savez(path, **arrays)
+
+
+@pytest.fixture
+def solved(downloaded):
+    """A data set in which the cube sometimes sits at the goal, also at the ends."""
+    env = make_env(TASK)
+    env.reset(seed=0)
+    goal = env.unwrapped._data.mocap_pos[0]
+
+    def edit(arrays):
+        first, second = np.flatnonzero(arrays["terminals"])
+        for row in (20, 21, 22, 40, first - 1, first, first + 1, second):
+            arrays["qpos"][row, 14:17] = goal
+
+    change(downloaded / f"{NAME}.npz", edit)
+    return downloaded
+
+
+def slow_chunks(folder):
+    """(obs, action, reward, mask, next_obs) of every chunk, from OGBench's loader."""
+    _, train, _ = ogbench.make_env_and_datasets(TASK, dataset_dir=str(folder))
+    chunks = []
+    for start in range(len(train["observations"]) - H + 1):
+        if train["terminals"][start : start + H - 1].any():
+            continue  # the next trajectory begins inside
+        reward, mask = 0.0, 1.0
+        for i in range(H):
+            reward += DISCOUNT**i * train["rewards"][start + i]
+            if train["masks"][start + i] == 0:
+                mask = 0.0
+                break
+        chunks.append(
+            (
+                train["observations"][start],
+                np.concatenate(train["actions"][start : start + H]),
+                reward,
+                mask,
+                train["next_observations"][start + H - 1],
+            )
+        )
+    return [np.array(column) for column in zip(*chunks, strict=True)]
+
+
+def all_chunks(folder, env=TASK, length=H):
+    dataset = Dataset(load_manifest(folder), env, chunk=length, discount=DISCOUNT)
+    chunks = dataset.chunks(dataset.manifest.split("train"))
+    return dataset, chunks, chunks.take(np.arange(len(chunks.start)))
+
+
+def test_chunks_equal_a_slow_loop_over_ogbenchs_loader(solved):
+    _, chunks, batch = all_chunks(solved)
+    expected = slow_chunks(solved)
+    assert len(chunks.start) == 2 * (100 - H + 1)
+    for actual, slow in zip(batch, expected, strict=True):
+        np.testing.assert_allclose(actual, slow, rtol=1e-6)
+    # Solved at the first, the last and an inner step, and not at all.
+    per_chunk = {tuple(np.isin(range(s, s + H), [20, 21, 22, 40, 99, 101])) for s in chunks.start}
+    assert len(per_chunk) > 2 * H
+    assert 0 < (batch.mask == 0).sum() < len(chunks.start) / 4
+    assert batch.reward.max() == 0 and batch.reward.min() == pytest.approx(-4.0951)
+
+
+def test_gather_equals_slices(solved):
+    dataset, chunks, _ = all_chunks(solved)
+    with np.load(solved / f"{NAME}.npz") as file:
+        raw = dict(file)
+    index = np.array([0, 7, 7, len(chunks.start) - 1])
+    batch = jax.device_put(chunks).take(jnp.asarray(index))
+    for i, row in enumerate(chunks.start[index]):
+        assert batch.obs[i].tobytes() == raw["observations"][row].tobytes()
+        assert batch.action[i].tobytes() == raw["actions"][row : row + H].tobytes()
+        assert batch.next_obs[i].tobytes() == raw["observations"][row + H].tobytes()
+    assert dataset.validation().obs.shape == (101, raw["observations"].shape[1])
+
+
+def test_every_chunk_stays_inside_one_trajectory(data):
+    _, chunks, _ = all_chunks(data)
+    trajectory = np.repeat(np.arange(4), 101)
+    assert (trajectory[chunks.start] == trajectory[chunks.start + H]).all()
+    assert len(chunks.start) == len(set(chunks.start.tolist())) == 4 * (101 - H)
+
+
+def test_samples_are_uniform(data):
+    _, chunks, _ = all_chunks(data)
+    n = len(chunks.start)
+    chunks = jax.device_put(chunks)
+    counted = chunks.__class__(
+        obs=jnp.arange(len(chunks.obs), dtype=jnp.float32)[:, None],
+        action=chunks.action,
+        start=chunks.start,
+        reward=chunks.reward,
+        mask=chunks.mask,
+        length=H,
+    )
+    rows = np.asarray(counted.sample(jax.random.key(0), 100 * n).obs[:, 0], int)
+    counts = np.bincount(rows, minlength=len(chunks.obs))[np.asarray(chunks.start)]
+    assert counts.sum() == 100 * n and abs(counts - 100).max() < 50
+
+
+def test_longest_possible_chunk(data):
+    _, chunks, _ = all_chunks(data, length=100)
+    assert chunks.start.tolist() == [0, 101, 202, 303]
+    with pytest.raises(UserError, match=r"chunk of 101 steps \(the longest has 100\)"):
+        all_chunks(data, length=101)
+
+
+def test_without_a_task_there_are_no_rewards(data):
+    _, chunks, _ = all_chunks(data, env=NAME)
+    assert (chunks.reward == 0).all() and (chunks.mask == 1).all()
+
+
+def test_chunk_returns_by_hand():
+    rewards, masks = np.array([-1.0, 0, -1, -1, 0]), np.array([1.0, 0, 1, 1, 1])
+    total, alive = chunk_returns(rewards, masks, np.array([0, 1, 2]), 3, 0.5)
+    assert total.tolist() == [-1, 0, -1.5] and alive.tolist() == [0, 0, 1]
+
+
+def test_several_shards_are_the_union_of_each(data):
+    dataset, _, both = all_chunks(data)
+    shards = dataset.manifest.split("train")
+    assert len(shards) == 2
+    parts = [dataset.chunks([shard]) for shard in shards]
+    parts = [part.take(np.arange(len(part.start))) for part in parts]
+    for whole, *pieces in zip(both, *parts, strict=True):
+        assert whole.tobytes() == np.concatenate(pieces).tobytes()
+
+
+def test_groups_fit_the_memory(data):
+    dataset, _, _ = all_chunks(data)
+    shards = dataset.manifest.split("train")
+    shard_gigabytes = 202 * 4 * (28 + 5 + 3) / 1e9
+    assert dataset.groups(2 * shard_gigabytes) == [shards]
+    assert dataset.groups(1.99 * shard_gigabytes) == [[shards[0]], [shards[1]]]
+    assert dataset.groups(1e-12) == [[shards[0]], [shards[1]]]
+
+
+def test_rotation_visits_every_group_in_turn(data):
+    dataset, _, both = all_chunks(data)
+    turns = rotation(dataset, 1e-12, every=10, step=0)
+    first, second, third = (next(turns) for _ in range(3))
+    union = [part.take(np.arange(len(part.start))) for part in (first, second)]
+    for whole, *pieces in zip(both, *union, strict=True):
+        assert whole.tobytes() == np.concatenate(pieces).tobytes()
+    assert third.obs.tobytes() == first.obs.tobytes()
+    resumed = next(rotation(dataset, 1e-12, every=10, step=35))
+    assert resumed.obs.tobytes() == second.obs.tobytes()
+    whole = rotation(dataset, 1.0, every=10, step=0)
+    assert next(whole) is next(whole)
+
+
+def test_data_of_another_environment(data):
+    other = "cube-double-play-singletask-task1-v0"
+    with pytest.raises(UserError, match=r"are of cube-single-play-v0, but cube-double.* needs"):
+        Dataset(load_manifest(data), other, chunk=H, discount=DISCOUNT)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda a: a["observations"].__setitem__((7, 3), np.nan), "NaN .* observations.* row 7;"),
+        (lambda a: a["actions"].__setitem__((9, 0), np.inf), "infinity in actions.* row 9;"),
+        (lambda a: a["actions"].__setitem__((9, 0), -1.01), r"outside \[-1, 1\].* row 9;"),
+        (lambda a: a["terminals"].__setitem__(-1, False), "does not end with a terminal row"),
+        (lambda a: a.pop("qpos"), "has no 'qpos', from which rewards"),
+        (lambda a: a.update(actions=a["actions"][1:]), "different lengths"),
+    ],
+)
+def test_unfit_shards(edit, message, downloaded):
+    change(downloaded / f"{NAME}.npz", edit)
+    with pytest.raises(UserError, match=message):
+        all_chunks(downloaded)
+
+
+def test_shard_that_breaks_after_it_was_vouched_for(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "copy")
+    dataset, _, _ = all_chunks(folder)
+    shard = dataset.manifest.split("train")[1]
+    (folder / shard.file).write_bytes((folder / shard.file).read_bytes()[:1000])
+    with pytest.raises(UserError, match=f"{shard.file} cannot be read"):
+        dataset.chunks([shard])

@@ -1,0 +1,257 @@
+"""Evaluation: pairing, independence of how episodes are packed, and the summary."""
+
+import json
+import multiprocessing
+import shutil
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TASK
+
+import qgf.evaluate
+from qgf._workers import Reply, Workers
+from qgf.checkpoint import load_learner
+from qgf.config import Spec
+from qgf.errors import UserError
+from qgf.evaluate import Arm, Job, Outcome, _env_seed, _summary, evaluate, format_result, roll_out
+from qgf.statistics import wilson_interval
+
+
+def fake_step(obs, actions):
+    """The next observation, and a reward that tells every action from every other."""
+    gains = np.linspace(1, 2, actions.size).reshape(actions.shape)
+    reward = float((gains * actions).sum())
+    return np.tanh(obs + np.roll(np.resize(actions, obs.shape), 3)).astype(np.float32), reward
+
+
+class FakeWorkers(Workers):
+    """Environments without physics: episodes of 2 to 5 chunks, decided by their seed."""
+
+    seeds: ClassVar[list] = []
+
+    def __init__(self, env, slots, workers):
+        self.state = {}
+
+    def request(self, requests):
+        return {slot: self.serve(slot, *request) for slot, request in requests.items()}
+
+    def serve(self, slot, kind, value):
+        if kind == "reset":
+            FakeWorkers.seeds.append(value)
+            random = np.random.default_rng(value)
+            obs, left = random.normal(size=28).astype(np.float32), random.integers(2, 6)
+            self.state[slot] = obs, left
+            return Reply(obs)
+        obs, left = self.state[slot]
+        obs, reward = fake_step(obs, value)
+        self.state[slot] = obs, left - 1
+        return Reply(obs, reward, 5, left == 1, reward > 0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(qgf.evaluate, "Workers", FakeWorkers)
+    FakeWorkers.seeds = []
+
+
+def rolled(run, jobs, slots, workers=1, seed=0):
+    policy, critic = load_learner(run, "policy"), load_learner(run, "critic")
+    return roll_out(TASK, Spec(28, 5, 5), policy, critic, jobs, workers, slots, seed)
+
+
+def jobs(arms, episodes=3, splits=("tune", "test"), seeds=2):
+    return [
+        Job(arm, i, split, episode)
+        for split in splits
+        for episode in range(episodes)
+        for arm in arms
+        for i in range(seeds)
+    ]
+
+
+def test_packing_of_episodes_does_not_matter(run, fake):
+    work = jobs([Arm(0.0), Arm(0.5), Arm(0.0, 3)])
+    whole = rolled(run, work, slots=6)
+    assert len({outcome.total for outcome in whole.values()}) == len(work)
+    for slots in (1, 4, 40):
+        # Another number of rows in a product may round its sums in another order.
+        other = rolled(run, work, slots)
+        for job in work:
+            assert other[job].total == pytest.approx(whole[job].total, abs=2e-5)
+            assert other[job].length == whole[job].length
+
+
+def test_episode_equals_a_loop_by_hand(run, fake):
+    job = Job(Arm(0.5), 1, "test", 2)
+    actual = rolled(run, [*jobs([Arm(0.0)]), job], slots=4, seed=9)[job]
+    take = lambda x: x[1] if isinstance(x, jax.Array) else x  # noqa: E731
+    policy, critic = (jax.tree.map(take, load_learner(run, name)) for name in ("policy", "critic"))
+    random = np.random.default_rng(_env_seed(9, 5))
+    obs, chunks = random.normal(size=28).astype(np.float32), random.integers(2, 6)
+    total = 0.0
+    for turn in range(chunks):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(9), 5), turn)
+        noise = jax.random.normal(key, (1, 25))
+        action = qgf.guided_sample(
+            policy.velocity, critic.critic, jnp.asarray(obs)[None], noise, 0.5
+        )
+        obs, reward = fake_step(obs, np.asarray(action).reshape(5, 5))
+        total += reward
+    assert actual.total == pytest.approx(total, abs=1e-4)
+    assert (actual.length, actual.success) == (5 * chunks, reward > 0)
+
+
+def test_weights_meet_the_same_starts_and_noise(run, fake):
+    arms = [Arm(0.0), Arm(1e-12), Arm(0.5)]
+    outcomes = rolled(run, jobs(arms), slots=12)
+    for job, outcome in outcomes.items():
+        if job.arm == Arm(1e-12):
+            plain = outcomes[Job(Arm(0.0), *list(vars(job).values())[1:])]
+            guided = outcomes[Job(Arm(0.5), *list(vars(job).values())[1:])]
+            assert outcome.total == pytest.approx(plain.total, abs=1e-6)
+            assert abs(guided.total - plain.total) > 1e-4
+    starts, counts = np.unique(FakeWorkers.seeds, return_counts=True)
+    # Three tune and three test starts, each met by every weight and training seed.
+    assert len(starts) == 6 and (counts == 6).all()
+
+
+def test_tune_and_test_starts_are_disjoint():
+    tune, test = (
+        {_env_seed(0, Job(Arm(), 0, split, i).start) for i in range(500)}
+        for split in ("tune", "test")
+    )
+    assert len(tune | test) == 1000
+    assert _env_seed(0, 3) != _env_seed(1, 3)
+
+
+class ObservedWorkers(Workers):
+    """Real environments, whose rewards are replaced by what tells trajectories apart."""
+
+    def request(self, requests):
+        replies = super().request(requests)
+        return {i: r._replace(reward=float(abs(r.obs).sum())) for i, r in replies.items()}
+
+
+def test_number_of_processes_does_not_matter(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(qgf.evaluate, "Workers", ObservedWorkers)
+    copied = shutil.copytree(run, tmp_path / "run")
+    results = [
+        evaluate(copied, (0.5,), episodes=1, tune_episodes=1, workers=workers, slots=8)
+        for workers in (1, 2)
+    ]
+    assert results[0] == results[1]
+    returns = [row["test"]["return"] for row in results[0]["weights"]]
+    assert returns[0] != returns[1]
+    assert json.loads((copied / "eval.json").read_text()) == json.loads(json.dumps(results[1]))
+
+
+def test_layout_of_the_result(run, fake, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "run")
+    result = evaluate(copied, (0.3, 0.1, 0.1), episodes=4, tune_episodes=2, best_of=(3, 3, 1))
+    result = json.loads((copied / "eval.json").read_text())
+    assert (result["env"], result["run"], result["checkpoint"]) == (TASK, str(copied), 40)
+    assert result["training_seeds"] == [3, 5]
+    assert result["episodes"] == {"tune": 2, "test": 4}
+    assert [row["weight"] for row in result["weights"]] == [0, 0.1, 0.3]
+    for row in result["weights"]:
+        for split, episodes in (("tune", 4), ("test", 8)):
+            part = row[split]
+            assert part["episodes"] == episodes
+            assert part["ci95"] == list(
+                wilson_interval(round(part["success"] * episodes), episodes)
+            )
+            assert part["success"] == np.mean(part["success_per_seed"])
+            assert 10 <= part["length"] <= 25 and np.isfinite(part["return"])
+    chosen = next(r for r in result["weights"] if r["weight"] == result["chosen_weight"])
+    assert result["bc"] == result["weights"][0]["test"]
+    assert result["qgf"].items() >= chosen["test"].items()
+    assert [row["samples"] for row in result["best_of"]] == [3]
+    assert result["best_of"][0]["test"]["episodes"] == 8
+    assert 10 <= result["best_of"][0]["test"]["length"] <= 25
+    text = format_result(result)
+    assert "w = 0.3" in text and "best of 3" in text and "paired test episodes" in text
+
+
+def outcomes_of(table):
+    """Outcomes from {weight: (tune wins, test wins)} of two seeds, five episodes each."""
+    outcomes = {}
+    for weight, wins in table.items():
+        for split, won in zip(("tune", "test"), wins, strict=True):
+            for i in range(10):
+                job = Job(Arm(weight), i // 5, split, i % 5)
+                outcomes[job] = Outcome(i < won, -10.0 * weight - (i >= won), 100 + i)
+    return outcomes
+
+
+def summary(table):
+    return _summary(outcomes_of(table), list(table), [Arm(w) for w in table])
+
+
+def test_weight_is_chosen_on_the_tune_episodes_alone():
+    result = summary({0.0: (2, 4), 0.1: (7, 5), 0.3: (6, 10)})
+    assert result["chosen_weight"] == 0.1
+    assert result["qgf"]["success"] == 0.5 and result["bc"]["success"] == 0.4
+    assert result["qgf"]["difference"] == pytest.approx(0.1)
+    assert result["qgf"]["weight"] == 0.1
+    assert result["qgf"]["ci95"] == pytest.approx(wilson_interval(5, 10))
+    assert result["qgf"]["success_per_seed"] == [1.0, 0.0]
+    assert result["qgf"]["length"] == 104.5 and result["qgf"]["return"] == -1.5
+    low, high = result["qgf"]["difference_ci95"]
+    assert low <= 0.1 <= high
+
+
+def test_ties_go_to_the_higher_return_then_to_the_smaller_weight():
+    assert summary({0.0: (5, 0), 0.1: (5, 9)})["chosen_weight"] == 0.0
+    outcomes = outcomes_of({0.0: (5, 0), 0.1: (5, 9), 0.3: (5, 9)})
+    for outcome in outcomes.values():
+        outcome.total = 0.0
+    arms = [Arm(w) for w in (0.0, 0.1, 0.3)]
+    assert _summary(outcomes, [0.0, 0.1, 0.3], arms)["chosen_weight"] == 0.0
+    for job, outcome in outcomes.items():
+        outcome.total = float(job.arm.weight == 0.3)
+    assert _summary(outcomes, [0.0, 0.1, 0.3], arms)["chosen_weight"] == 0.3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"weights": (-0.1,)}, "at least 0, got -0.1"),
+        ({"weights": (float("inf"),)}, "at least 0, got inf"),
+        ({"episodes": 0}, "must be at least 1"),
+        ({"tune_episodes": 0}, "must be at least 1"),
+        ({"best_of": (0,)}, "must be at least 1"),
+        ({"slots": 0}, "must be at least 1"),
+        ({"checkpoint": "30"}, "no checkpoint '30'"),
+    ],
+)
+def test_unfit_arguments(change, message, run):
+    with pytest.raises(UserError, match=message):
+        evaluate(run, **{"weights": (0.1,), **change})
+    assert not (run / "eval.json").exists()
+
+
+def test_run_without_a_task(policy_run):
+    with pytest.raises(UserError, match="has no critic, so there is no task to evaluate"):
+        evaluate(policy_run, (0.1,))
+
+
+def test_death_and_complaints_of_processes():
+    before = set(multiprocessing.active_children())
+    with Workers(TASK, 2, 2) as pool:
+        assert pool.request({1: ("reset", 0)})[1].obs.shape == (28,)
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()
+            process.join()
+        with pytest.raises(UserError, match="an environment process died"):
+            pool.request({0: ("reset", 0), 1: ("reset", 0)})
+    with Workers("cube-singel-v0", 1, 1) as pool, pytest.raises(UserError, match="Did you mean"):
+        pool.request({0: ("reset", 0)})

@@ -1,0 +1,147 @@
+"""The public way in: a trained run, and a user's own two functions."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TASK, TINY
+
+import qgf
+from qgf._files import write_json
+from qgf.checkpoint import load_learner
+from qgf.train import train
+
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def policy(run):
+    return qgf.load(run, seed=5)
+
+
+@pytest.fixture(scope="module")
+def obs(data):
+    return np.load(data / "cube-single-play-v0-000.npz")["observations"][[0, 50, 150]]
+
+
+def by_hand(run, seed, obs, noise, weights):
+    """The guided sampler written out, for one training seed by position."""
+    take = lambda x: x[seed] if isinstance(x, jax.Array) else x  # noqa: E731
+    policy, critic = (jax.tree.map(take, load_learner(run, name)) for name in ("policy", "critic"))
+    obs, action = jnp.asarray(obs), noise
+    for k in range(10):
+        t = jnp.full(len(obs), k / 10)
+        v = policy.policy(obs, action, t)
+        clean = jnp.clip(action + (1 - t[:, None]) * v, -1, 1)
+        g = jax.grad(lambda a: critic.target_q(obs, a).min(0).sum())(clean)
+        action = action + (v + weights[:, None] * g) / 10
+    return jnp.clip(action, -1, 1), lambda a: critic.target_q(obs, a).min(0)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, np.array([0.0, 0.1, 2.0])])
+def test_act_equals_sampling_by_hand(weight, policy, run, obs):
+    noise = jax.random.normal(KEY, (1, 3, 25))[0]
+    expected, _ = by_hand(run, 1, obs, noise, np.broadcast_to(weight, 3))
+    actual = policy.act(obs, key=KEY, weight=weight)
+    assert actual.shape == (3, 5, 5)
+    np.testing.assert_allclose(actual, expected.reshape(3, 5, 5), atol=1e-5)
+
+
+def test_samples_are_the_best_of_so_many(policy, run, obs):
+    noise = jax.random.normal(KEY, (4, 3, 25))
+    tries = [by_hand(run, 1, obs, noise[i], np.full(3, 0.1)) for i in range(4)]
+    q = np.array([critic(actions) for actions, critic in tries])
+    expected = [tries[q[:, row].argmax()][0][row] for row in range(3)]
+    actual = policy.act(obs, key=KEY, weight=0.1, samples=4)
+    np.testing.assert_allclose(actual.reshape(3, 25), expected, atol=1e-5)
+
+
+def test_shapes(policy, obs):
+    batch = policy.act(obs, key=KEY, weight=0.1)
+    assert isinstance(batch, np.ndarray) and abs(batch).max() <= 1
+    assert policy.act(obs[0], key=KEY, weight=0.1).shape == (5, 5)
+    grid = policy.act(np.stack([obs, obs]), key=KEY, weight=np.array([[0.0] * 3, [1.0] * 3]))
+    assert grid.shape == (2, 3, 5, 5)
+    flat = policy.act(np.concatenate([obs, obs]), key=KEY, weight=np.array([0.0] * 3 + [1.0] * 3))
+    assert grid.tobytes() == flat.tobytes()
+
+
+def test_the_key_decides(policy, obs):
+    first, again = (policy.act(obs, key=KEY, weight=0.1) for _ in range(2))
+    assert first.tobytes() == again.tobytes()
+    other = policy.act(obs, key=jax.random.key(8), weight=0.1)
+    assert abs(first - other).max() > 0.1
+
+
+def test_seeds_and_checkpoints_differ(run, policy, obs):
+    actions = policy.act(obs, key=KEY, weight=0.0)
+    for other in (qgf.load(run), qgf.load(run, seed=5, checkpoint="20")):
+        assert abs(other.act(obs, key=KEY, weight=0.0) - actions).max() > 1e-3
+    with pytest.raises(qgf.UserError, match=r"no policy of seed 4; it has \[3, 5\]"):
+        qgf.load(run, seed=4)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"obs": np.zeros(27)}, r"must be 28 finite numbers, got shape \(27,\)"),
+        ({"obs": np.float32(1)}, r"must be 28 finite numbers, got shape \(\)"),
+        ({"obs": np.full(28, np.nan)}, "with NaN or infinity"),
+        ({"weight": -0.1}, "at least 0, got -0.1"),
+        ({"weight": float("nan")}, "at least 0, got nan"),
+        ({"weight": np.array([0.1, -0.1, 0.0])}, "at least 0"),
+        ({"weight": np.zeros(2)}, r"weight has shape \(2,\) for observations of \(3,\)"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"weight": None}, "no chosen weight yet; give one or run `qgf eval"),
+    ],
+)
+def test_unfit_arguments(change, message, policy, obs):
+    arguments = {"obs": obs, "key": KEY, "weight": 0.1} | change
+    with pytest.raises(qgf.UserError, match=message):
+        # Annotations would refuse some of these; a user's call is not checked.
+        undecorated(policy.act)(policy, **arguments)
+
+
+def undecorated(method):
+    function = method.__func__
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def test_weight_chosen_by_eval_is_the_default(run, obs, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "run")
+    write_json(copied / "eval.json", {"chosen_weight": 0.7})
+    policy = qgf.load(copied)
+    default = policy.act(obs, key=KEY)
+    assert default.tobytes() == policy.act(obs, key=KEY, weight=0.7).tobytes()
+    assert default.tobytes() != policy.act(obs, key=KEY, weight=0.0).tobytes()
+
+
+def test_policy_without_critic(policy_run, data, obs, tmp_path):
+    policy = qgf.load(policy_run)
+    plain = policy.act(obs, key=KEY, weight=0.0)
+    for change in ({"weight": 0.1}, {"weight": 0.0, "samples": 2}):
+        with pytest.raises(qgf.UserError, match="has no critic"):
+            policy.act(obs, key=KEY, **change)
+    train(TASK, data, tmp_path / "both", TINY, seeds=(3, 5), policy=policy_run)
+    both = qgf.load(tmp_path / "both")
+    np.testing.assert_allclose(both.act(obs, key=KEY, weight=0.0), plain, atol=1e-6)
+
+
+def test_a_users_own_functions():
+    """A straight flow to obs, and a critic that wants 0.2 more."""
+    velocity = lambda obs, action, t: (obs - action) / (1 - t[:, None])  # noqa: E731
+    critic = lambda obs, action: -((action - obs - 0.2) ** 2).sum(-1) / 2  # noqa: E731
+    obs, noise = jnp.full((4, 2), 0.3), jax.random.normal(KEY, (4, 2))
+    np.testing.assert_allclose(qgf.euler(velocity, obs, noise), obs, atol=1e-6)
+    # The last step lands on obs + w · 0.2 / 10, whatever came before.
+    actions = qgf.guided_sample(velocity, critic, obs, noise, 1.0)
+    np.testing.assert_allclose(actions, obs + 0.02, atol=1e-5)
+    best = qgf.best_of_n(lambda o, z: z, critic, obs, jnp.stack([obs, obs + 0.1, obs - 0.1]))
+    np.testing.assert_allclose(best, obs + 0.1)
+    assert float(qgf.flow_matching_loss(velocity, obs, obs, KEY)) < 1e-8
+    with pytest.raises(AttributeError, match="no attribute 'guide'"):
+        _ = qgf.guide
