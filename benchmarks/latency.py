@@ -22,15 +22,15 @@ def measure(peer: bool, seconds: float) -> dict:
     """Return, for every size and batch, the median latency and its ratio to the peer's."""
     results = {}
     for name, (width, depth) in SIZES.items():
-        learners = _learners(width, depth)
+        ours = learners(width, depth)
         agent = None
         if peer:
             from benchmarks import peer as peers
 
             agent = peers.make_agent(*SPEC, width, depth)
-            learners = _copy(learners, peers.parameters(agent))
+            ours = _copy(ours, peers.parameters(agent))
         for batch in BATCHES:
-            results[f"{name} batch {batch}"] = _compare(learners, agent, batch, seconds)
+            results[f"{name} batch {batch}"] = _compare(ours, agent, batch, seconds)
     return results
 
 
@@ -73,7 +73,7 @@ def _median(calls: list[Callable[[], object]], seconds: float) -> list[float]:
     return [float(np.median(taken)) for taken in times]
 
 
-def _learners(width: int, depth: int) -> dict[str, Learner]:
+def learners(width: int, depth: int) -> dict[str, Learner]:
     config = Config(width=width, depth=depth)
     keys = jax.random.split(jax.random.key(0), len(LEARNERS))
     return {

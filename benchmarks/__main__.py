@@ -1,0 +1,71 @@
+"""python -m benchmarks: how fast training, acting, collecting and evaluating are.
+
+Ratios are taken inside one run, with both sides taking turns. Run it with nothing else on
+the machine. QGF_PEER names a checkout of the authors' code to compare with (see peer.py).
+"""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import jax
+import tyro
+
+from benchmarks import collecting, evaluating, latency, training
+from qgf._files import write_json
+
+Part = Literal["training", "latency", "collecting", "evaluating"]
+
+
+def main(
+    parts: tuple[Part, ...] = ("training", "latency", "collecting", "evaluating"),
+    seconds: float = 10.0,
+    json: Path | None = None,
+) -> None:
+    """Measure and print; ratios above 1 are faster for rates, below 1 for times.
+
+    Args:
+        parts: what to measure.
+        seconds: length of one turn of training, and of one latency.
+        json: also write the figures here.
+    """
+    peer = "QGF_PEER" in os.environ
+    if peer:
+        from benchmarks import peer as peers
+
+        peers.use()
+    measures = {
+        "training": lambda: training.measure(peer, seconds),
+        "latency": lambda: latency.measure(peer, seconds),
+        "collecting": collecting.measure,
+        "evaluating": lambda: {"5 weights x 20 episodes": evaluating.measure(peer)},
+    }
+    result = {"machine": _machine()}
+    for part in parts:
+        print(part, flush=True)
+        result[part] = measures[part]()
+        for name, figures in result[part].items():
+            line = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            print(f"  {name:24} {line}", flush=True)
+    if json is not None:
+        write_json(json, result)
+
+
+def _machine() -> dict:
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "commit": commit.stdout.strip(),
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,39 @@
+"""Wall time of a sweep over guidance weights, against the peer's evaluation."""
+
+import time
+
+import equinox as eqx
+import jax
+
+from benchmarks.latency import SPEC, learners
+from qgf.evaluate import Arm, Job, roll_out
+
+ENV = "cube-single-play-singletask-task2-v0"
+WEIGHTS = (0.0, 0.003, 0.01, 0.03, 0.1)
+EPISODES = 20
+WORKERS = 2
+SLOTS = 32
+
+
+def measure(peer: bool) -> dict:
+    """Return seconds and episodes a minute of 5 weights x 20 episodes.
+
+    Both sides act with fresh networks of 3 x 256, which never solve the task, so that every
+    episode has its full 200 steps. Our time includes the start of the processes.
+    """
+    mine = jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, learners(256, 3))
+    jobs = [Job(Arm(w), 0, "test", episode) for episode in range(EPISODES) for w in WEIGHTS]
+    start = time.perf_counter()
+    outcomes = roll_out(ENV, SPEC, mine["policy"], mine["critic"], jobs, WORKERS, SLOTS, 0)
+    seconds = time.perf_counter() - start
+    result = {
+        "seconds": seconds,
+        "episodes_per_minute": 60 * len(jobs) / seconds,
+        "steps_per_second": sum(outcome.length for outcome in outcomes.values()) / seconds,
+    }
+    if peer:
+        from benchmarks import peer as peers
+
+        taken, _ = peers.evaluate(peers.make_agent(*SPEC, 256, 3), ENV, WEIGHTS, EPISODES, WORKERS)
+        result |= {"peer_seconds": taken, "ratio": seconds / taken}
+    return result

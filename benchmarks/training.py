@@ -1,0 +1,96 @@
+"""Gradient steps a second, against the peer's loop on the same arrays."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qgf._update import create_state, train_steps
+from qgf.config import PRESETS, Config, Spec
+from qgf.data.dataset import Chunks
+
+ROWS = 100_000
+SPEC = Spec(obs=28, action=5, chunk=5)
+ROUNDS = 3
+
+
+def measure(peer: bool, seconds: float) -> dict:
+    """Return, for both presets' sizes, the median rate and its ratio to the peer's.
+
+    Ours and theirs take turns of `seconds`, so that a drift of the machine meets both.
+    """
+    results = {}
+    for name, config in PRESETS.items():
+        steps = 100 if name == "laptop" else 2
+        rates: dict[str, list[float]] = {"ours": [], "theirs": []}
+        run = _ours(config, steps)
+        other = _theirs(config) if peer else None
+        for _ in range(ROUNDS):
+            rates["ours"].append(run(seconds))
+            if other is not None:
+                rates["theirs"].append(other(seconds))
+        size = f"{config.depth}x{config.width} batch {config.batch_size}"
+        results[size] = {"steps_per_second": float(np.median(rates["ours"]))}
+        if other is not None:
+            ratio = np.median(np.divide(rates["ours"], rates["theirs"]))
+            results[size] |= {
+                "peer_steps_per_second": float(np.median(rates["theirs"])),
+                "ratio": float(ratio),
+            }
+    return results
+
+
+def _arrays() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "observations": random.normal(size=(ROWS, SPEC.obs)).astype(np.float32),
+        "actions": random.uniform(-1, 1, (ROWS, SPEC.action)).astype(np.float32),
+        "rewards": -np.ones(ROWS, np.float32),
+        "masks": np.ones(ROWS, np.float32),
+    }
+
+
+def _ours(config: Config, steps: int):
+    arrays = _arrays()
+    start = np.arange(ROWS - SPEC.chunk, dtype=np.int32)
+    data = jax.device_put(
+        Chunks(
+            obs=arrays["observations"],
+            action=arrays["actions"],
+            start=start,
+            reward=arrays["rewards"][start],
+            mask=arrays["masks"][start],
+            length=SPEC.chunk,
+        )
+    )
+    seeds = jnp.arange(1)
+    state = create_state(["policy", "critic"], SPEC, config, seeds)
+    taken = 0
+
+    def advance() -> None:
+        nonlocal state, taken
+        state, metrics = train_steps((data, seeds, config), state, jnp.asarray(taken), steps)
+        jax.block_until_ready(metrics)
+        taken += steps
+
+    def run(seconds: float) -> float:
+        advance()
+        start, before = time.perf_counter(), taken
+        while time.perf_counter() - start < seconds:
+            advance()
+        return (taken - before) / (time.perf_counter() - start)
+
+    return run
+
+
+def _theirs(config: Config):
+    from benchmarks import peer
+
+    arrays = _arrays()
+    arrays |= {
+        "next_observations": np.roll(arrays["observations"], -1, 0),
+        "terminals": np.zeros(ROWS, np.float32),
+    }
+    agent = peer.make_agent(*SPEC, config.width, config.depth, config.batch_size, config.discount)
+    return lambda seconds: peer.training_rate(agent, arrays, seconds)
