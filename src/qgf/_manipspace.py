@@ -9,7 +9,6 @@ colours written when nobody looks, a second full forward pass after each step.
 import copy
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -18,105 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 from ogbench.manipspace.envs.cube_env import CubeEnv
 from ogbench.manipspace.envs.manipspace_env import ManipSpaceEnv
-from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
-from ogbench.manipspace.envs.scene_env import SceneEnv
 
-_CENTER = np.array([0.425, 0.0, 0.0])
-_ONE_HOT = np.eye(2)
-_PRESSED = -0.02
+from qgf._kinematics import (
+    InverseKinematics,
+    Quaternion,
+    about_z,
+    clip01,
+    multiply,
+    norm,
+    yaws_of,
+)
 
-Quaternion = Sequence[float]
-
-
-def multiply(p: Quaternion, q: Quaternion) -> Quaternion:
-    """Return the product of two quaternions (w, x, y, z)."""
-    # The order of the sums is OGBench's: another order rounds differently.
-    w0, x0, y0, z0 = p
-    w1, x1, y1, z1 = q
-    return (
-        -x0 * x1 - y0 * y1 - z0 * z1 + w0 * w1,
-        x0 * w1 + y0 * z1 - z0 * y1 + w0 * x1,
-        -x0 * z1 + y0 * w1 + z0 * x1 + w0 * y1,
-        x0 * y1 - y0 * x1 + z0 * w1 + w0 * z1,
-    )
+CENTER = np.array([0.425, 0.0, 0.0])
+ONE_HOT = np.eye(2)
+PRESSED = -0.02
 
 
-def yaws_of(quaternions: list[Quaternion]) -> NDArray[np.float64]:
-    """Return the yaw of each quaternion, in radians, (n,)."""
-    # `**` on floats, not on arrays, which square by multiplication: pow may differ by
-    # one unit in the last place. NumPy's arctan2 may likewise differ from math.atan2.
-    sines = [2 * (w * z + x * y) for w, x, y, z in quaternions]
-    cosines = [1 - 2 * (y**2 + z**2) for _, _, y, z in quaternions]
-    return np.arctan2(sines, cosines)
-
-
-def half_turn(squared: float) -> tuple[float, float]:
-    """Return cos(θ/2) and sin(θ/2)/θ for an angle θ in radians, given θ²."""
-    if squared < 1e-10:
-        real = 1.0 - squared / 8.0 + squared * squared / 384.0
-        return real, 0.5 - squared / 48.0 + squared * squared / 3840.0
-    angle = math.sqrt(squared)
-    return float(np.cos(0.5 * angle)), float(np.sin(0.5 * angle)) / angle
-
-
-def _about_z(angle: float) -> tuple[float, float]:
-    """Return (w, z) of the quaternion that rotates by `angle` radians about z."""
-    real, imaginary = half_turn(angle * angle)
-    return real, imaginary * angle
-
-
-def _norm(vector: NDArray[np.float64]) -> float:
-    return math.sqrt(vector.dot(vector))
-
-
-def _clip01(x: float) -> float:
-    x = x if x > 0.0 else 0.0
-    return x if x < 1.0 else 1.0
-
-
-class _InverseKinematics:
-    """Damped least squares on one site: `DiffIKController.solve` on buffers made once."""
-
-    def __init__(self, model: mujoco.MjModel, site: int, damping: NDArray, max_angle: float):
-        self.model, self._site = model, site
-        self._damping, self._max_angle = damping, max_angle
-        self._data = data = mujoco.MjData(model)
-        self._qpos = data.qpos
-        self._xpos, self._xmat = data.site_xpos[site], data.site_xmat[site]
-        self._error = np.empty(6)
-        self._move, self._turn = self._error[:3], self._error[3:]
-        self._quat, self._inverse, self._left = np.empty((3, 4))
-        self._jac = np.empty((6, model.nv))
-        self._jacp, self._jacr = self._jac[:3], self._jac[3:]
-
-    def twin(self) -> "_InverseKinematics":
-        """Return an independent controller that shares the model."""
-        return _InverseKinematics(self.model, self._site, self._damping, self._max_angle)
-
-    def solve(self, pos: NDArray, quat: NDArray, curr_qpos: NDArray) -> NDArray[np.float64]:
-        """Return joint angles (6,), in radians, that bring the site to `pos`, `quat`."""
-        model, data, jac, threshold = self.model, self._data, self._jac, 1e-4
-        self._qpos[:] = curr_qpos
-        for _ in range(20):
-            mujoco.mj_kinematics(model, data)
-            np.subtract(pos, self._xpos, out=self._move)
-            mujoco.mju_mat2Quat(self._quat, self._xmat)
-            mujoco.mju_negQuat(self._inverse, self._quat)
-            mujoco.mju_mulQuat(self._left, quat, self._inverse)
-            mujoco.mju_quat2Vel(self._turn, self._left, 1.0)
-            if _norm(self._move) <= threshold and _norm(self._turn) <= threshold:
-                break
-            mujoco.mj_comPos(model, data)
-            mujoco.mj_jacSite(model, data, self._jacp, self._jacr, self._site)
-            update = jac.T @ np.linalg.solve(jac @ jac.T + self._damping, self._error)
-            largest = max(map(abs, update.tolist()))
-            if largest > self._max_angle:
-                update *= self._max_angle / largest
-            self._qpos += update
-        return self._qpos.copy()
-
-
-class _Fast(ManipSpaceEnv):
+class FastEnv(ManipSpaceEnv):
     """What the three families share; stands before an OGBench class in the bases."""
 
     # A model takes 60 MB. Where only colours change, which are set before each picture,
@@ -125,20 +42,20 @@ class _Fast(ManipSpaceEnv):
 
     @classmethod
     @functools.lru_cache(maxsize=8)
-    def _prototype(cls, kwargs: tuple[tuple[str, Any], ...]) -> "_Fast":
+    def _prototype(cls, kwargs: tuple[tuple[str, Any], ...]) -> "FastEnv":
         # Compiling takes a second; the environments of one process share the result.
         env = cls(**dict(kwargs))
         env._mjcf_model = env.build_mjcf_model()
         env.compile_model_and_data()
         env._never_compiled = False
         ik = env._ik
-        env._ik = _InverseKinematics(
+        env._ik = InverseKinematics(
             ik._model, int(ik._site_ids[0]), ik._damping, ik._max_angle_change
         )
         return env
 
     @classmethod
-    def make(cls, **kwargs: Any) -> "_Fast":
+    def make(cls, **kwargs: Any) -> "FastEnv":
         """Return a new environment with state of its own."""
         env = copy.copy(cls._prototype(tuple(sorted(kwargs.items()))))
         for name, value in vars(env).items():
@@ -242,22 +159,22 @@ class _Fast(ManipSpaceEnv):
         np.minimum(target, self._bounds[1], out=target)
         # Two turns about z, then upside down: the yaw comes back from the product,
         # as OGBench does it, since the rounding is part of the physics.
-        w0, z0 = _about_z(turn)
-        w1, z1 = _about_z(self._pinch_yaw())
+        w0, z0 = about_z(turn)
+        w1, z1 = about_z(self._pinch_yaw())
         w, z = -z0 * z1 + w0 * w1, z0 * w1 + w0 * z1
         yaw = float(yaws_of([(0.0, -w, -z, 0.0)])[0])
-        w, z = _about_z(min(max(yaw, -math.pi), math.pi))
+        w, z = about_z(min(max(yaw, -math.pi), math.pi))
         down = (0.0, w, z, 0.0)
         aw, ax, ay, az, *offset = self._attach
         rotated = multiply(multiply(down, (0.0, *offset)), (0.0, -w, -z, -0.0))[1:]
-        opening = _clip01(self._data.qpos[self._gripper_opening_joint_id].item() / 0.8)
+        opening = clip01(self._data.qpos[self._gripper_opening_joint_id].item() / 0.8)
         joints = self._ik.solve(
             rotated + target,
             np.array(multiply(down, (aw, ax, ay, az))),
             self._data.qpos[self._arm],
         )
         self._data.ctrl[self._arm_actuator_ids] = joints
-        self._data.ctrl[self._gripper_actuator_ids] = 255.0 * _clip01(opening + grip)
+        self._data.ctrl[self._gripper_actuator_ids] = 255.0 * clip01(opening + grip)
 
     def _quaternion(self, matrix: NDArray) -> Quaternion:
         mujoco.mju_mat2Quat(self._quat, matrix)
@@ -287,9 +204,9 @@ class _Fast(ManipSpaceEnv):
             "proprio/joint_vel": qvel[self._arm].copy(),
             "proprio/effector_pos": self._pinch_pos.copy(),
             "proprio/effector_yaw": yaws[:1],
-            "proprio/gripper_opening": np.array([_clip01(qpos[gripper].item() / 0.8)]),
+            "proprio/gripper_opening": np.array([clip01(qpos[gripper].item() / 0.8)]),
             "proprio/gripper_vel": qvel[gripper : gripper + 1].copy(),
-            "proprio/gripper_contact": np.array([_clip01(_norm(self._contact_force) / 50)]),
+            "proprio/gripper_contact": np.array([clip01(norm(self._contact_force) / 50)]),
             "prev_qpos": self._prev_qpos.copy(),
             "prev_qvel": self._prev_qvel.copy(),
             "qpos": qpos,
@@ -349,7 +266,7 @@ class _Fast(ManipSpaceEnv):
         parts = [
             info["proprio/joint_pos"],
             info["proprio/joint_vel"],
-            (info["proprio/effector_pos"] - _CENTER) * 10.0,
+            (info["proprio/effector_pos"] - CENTER) * 10.0,
             cosines[:1],
             sines[:1],
             info["proprio/gripper_opening"] * 3.0,
@@ -359,13 +276,13 @@ class _Fast(ManipSpaceEnv):
             start = self._cube_addresses[0]
             cubes = info["qpos"][start : start + 7 * self._cubes].reshape(-1, 7)
             rows = np.empty((self._cubes, 9))
-            rows[:, :3] = (cubes[:, :3] - _CENTER) * 10.0
+            rows[:, :3] = (cubes[:, :3] - CENTER) * 10.0
             rows[:, 3:7] = cubes[:, 3:]
             rows[:, 7], rows[:, 8] = cosines[1:], sines[1:]
             parts.append(rows.ravel())
         if self._button_names:
             rows = np.empty((len(self._button_names), 4))
-            rows[:, :2] = _ONE_HOT[self._cur_button_states]
+            rows[:, :2] = ONE_HOT[self._cur_button_states]
             rows[:, 2] = info["qpos"][self._button_qpos] * 120.0
             rows[:, 3] = info["qvel"][self._button_qvel]
             parts.append(rows.ravel())
@@ -377,7 +294,7 @@ class _Fast(ManipSpaceEnv):
     def _cube_success(self) -> list[bool]:
         qpos, mocap = self._data.qpos, self._data.mocap_pos
         return [
-            _norm(qpos[at : at + 3] - mocap[self._mocap[i]]) <= 0.04
+            norm(qpos[at : at + 3] - mocap[self._mocap[i]]) <= 0.04
             for i, at in enumerate(self._cube_addresses)
         ]
 
@@ -386,7 +303,7 @@ class _Fast(ManipSpaceEnv):
         before = self._prev_qpos[self._button_qpos].tolist()
         now = self._data.qpos[self._button_qpos].tolist()
         moved = enumerate(zip(before, now, strict=True))
-        return [i for i, (x, y) in moved if x > _PRESSED >= y]
+        return [i for i, (x, y) in moved if x > PRESSED >= y]
 
     def _paint_cubes(self) -> None:
         rgba = self._model.geom_rgba
@@ -413,7 +330,7 @@ class _Fast(ManipSpaceEnv):
         super().sync_passive_viewer()
 
 
-class FastCube(_Fast, CubeEnv):
+class FastCube(FastEnv, CubeEnv):
     """`CubeEnv`, faster."""
 
     def _compute_successes(self):
@@ -426,144 +343,3 @@ class FastCube(_Fast, CubeEnv):
 
     def _paint(self) -> None:
         self._paint_cubes()
-
-
-class _Buttons(_Fast):
-    def _apply_button_states(self) -> None:
-        # OGBench runs a full forward pass here. The next step starts with one anyway,
-        # so only the positions, which the observation reads, are brought up to date.
-        self._set_locks()
-        mujoco.mj_kinematics(self._model, self._data)
-
-    def _set_locks(self) -> None:
-        pass
-
-    def _paint(self) -> None:
-        mujoco.mj_forward(self._model, self._data)
-        rgba = self._model.geom_rgba
-        for i, state in enumerate(self._cur_button_states):
-            rgba[self._button_geom_ids_list[i]] = self._colors[self._button_colors[state]]
-
-
-class FastScene(_Buttons, SceneEnv):
-    """`SceneEnv`, faster."""
-
-    _changes_model = True  # the damping of locked joints
-    _button_colors = ("red", "white")
-
-    def _bind(self) -> None:
-        joints = [self._model.joint(f"{name}_slide") for name in ("drawer", "window")]
-        self._slide_qpos = [int(joint.qposadr[0]) for joint in joints]
-        self._slide_qvel = [int(joint.dofadr[0]) for joint in joints]
-        names = ("drawer_handle", "window_handle")
-        self._handle_materials = [self._model.material(name).id for name in names]
-        self._low = (self._workspace_bounds[0] - 0.2).tolist()
-        self._high = (self._workspace_bounds[1] + 0.2).tolist()
-        super()._bind()
-
-    def _set_locks(self) -> None:
-        for at, state in zip(self._slide_qvel, self._cur_button_states, strict=True):
-            self._model.dof_damping[at] = 1e6 if state == 0 else 2.0
-
-    def _compute_successes(self):
-        buttons = (self._cur_button_states == self._target_button_states).tolist()
-        drawer, window = (self._data.qpos[at].item() for at in self._slide_qpos)
-        drawer = abs(drawer - self._target_drawer_pos) <= 0.04
-        window = abs(window - self._target_window_pos) <= 0.04
-        return self._cube_success(), buttons, drawer, window
-
-    def post_step(self) -> None:
-        """Toggle buttons, lock and unlock, judge success."""
-        if self._mode == "task" and self._lost_cube():
-            # OGBench's own code puts the cube back; it reads the earlier button heights.
-            before = self._prev_qpos[self._button_qpos, None]
-            names = [name + "pos" for name in self._button_names]
-            self._prev_ob_info = dict(zip(names, before, strict=True))
-            self._cube_done = self._cube_success()
-            return SceneEnv.post_step(self)
-        pressed = self._pressed()
-        for i in pressed:
-            self._cur_button_states[i] = (self._cur_button_states[i] + 1) % 2
-        if pressed:
-            self._set_locks()
-        mujoco.mj_kinematics(self._model, self._data)
-        self._cube_done, buttons, drawer, window = self._compute_successes()
-        if self._mode == "task":
-            self._success = all(self._cube_done) and all(buttons) and drawer and window
-        else:
-            self._success = {
-                "cube": self._cube_done[self._target_block],
-                "button": buttons[self._target_button],
-                "drawer": drawer,
-                "window": window,
-            }[self._target_task]
-
-    def _lost_cube(self) -> bool:
-        at = self._cube_addresses[0]
-        position = self._data.qpos[at : at + 3].tolist()
-        bounds = zip(self._low, position, self._high, strict=True)
-        return any(x <= low or x >= high for low, x, high in bounds)
-
-    def _more_quaternions(self) -> list[Quaternion]:
-        matrices = self._data.site_xmat
-        handles = (self._drawer_site_id, self._window_site_id)
-        return [
-            *super()._more_quaternions(),
-            *(self._quaternion(matrices[site]) for site in handles),
-        ]
-
-    def _add_objects(self, info: dict[str, Any], yaws: NDArray) -> None:
-        super()._add_objects(info, yaws)
-        qpos, qvel, sites = info["qpos"], info["qvel"], self._data.site_xpos
-        handles = (self._drawer_site_id, self._window_site_id)
-        for i, name in enumerate(("privileged/drawer_", "privileged/window_")):
-            at, speed, yaw = self._slide_qpos[i], self._slide_qvel[i], len(yaws) - 2 + i
-            info[name + "pos"] = qpos[at : at + 1].copy()
-            info[name + "vel"] = qvel[speed : speed + 1].copy()
-            info[name + "handle_pos"] = sites[handles[i]].copy()
-            info[name + "handle_yaw"] = yaws[yaw : yaw + 1]
-
-    def _add_targets(self, info: dict[str, Any], yaws: NDArray) -> None:
-        super()._add_targets(info, yaws)
-        drawer, window = self._drawer_target_site_id, self._window_target_site_id
-        sites = self._data.site_xpos
-        info["privileged/target_drawer_pos"] = np.array([self._target_drawer_pos])
-        info["privileged/target_drawer_handle_pos"] = sites[drawer].copy()
-        info["privileged/target_window_pos"] = np.array([self._target_window_pos])
-        info["privileged/target_window_handle_pos"] = sites[window].copy()
-
-    def _more_parts(self, info: dict[str, Any]) -> list[NDArray]:
-        return [
-            info["privileged/drawer_pos"] * 18.0,
-            info["privileged/drawer_vel"],
-            info["privileged/window_pos"] * 15.0,
-            info["privileged/window_vel"],
-        ]
-
-    def _paint(self) -> None:
-        super()._paint()
-        self._paint_cubes()
-        for material, state in zip(self._handle_materials, self._cur_button_states, strict=True):
-            self._model.mat_rgba[material] = self._colors[self._button_colors[state]]
-
-
-class FastPuzzle(_Buttons, PuzzleEnv):
-    """`PuzzleEnv`, faster."""
-
-    _button_colors = ("red", "blue")
-
-    def _compute_successes(self):
-        return (self._cur_button_states == self._target_button_states).tolist()
-
-    def post_step(self) -> None:
-        """Toggle pressed buttons with their neighbours, judge success."""
-        states = self._cur_button_states.reshape(self._num_rows, self._num_cols)
-        for button in self._pressed():
-            row, column = divmod(button, self._num_cols)
-            for down, right in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
-                i, j = row + down, column + right
-                if 0 <= i < self._num_rows and 0 <= j < self._num_cols:
-                    states[i, j] = (states[i, j] + 1) % 2
-        self._apply_button_states()
-        done = self._compute_successes()
-        self._success = all(done) if self._mode == "task" else done[self._target_button]

@@ -106,12 +106,12 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env:
     """
     parsed = EnvName.parse(name)
     # OGBench takes seconds to import; names can be read without it.
-    from qgf import _manipspace
+    from qgf import _manipspace, _manipspace_buttons
 
     families = {
         "cube": _manipspace.FastCube,
-        "scene": _manipspace.FastScene,
-        "puzzle": _manipspace.FastPuzzle,
+        "scene": _manipspace_buttons.FastScene,
+        "puzzle": _manipspace_buttons.FastPuzzle,
     }
     spec = copy.deepcopy(gymnasium.spec(parsed.env_id))
     spec.entry_point = families[parsed.domain.split("-")[0]].make

@@ -1,7 +1,5 @@
 """One page that shows a run: RUN/report.html, which needs nothing beside itself."""
 
-import base64
-import io
 import itertools
 import json
 import math
@@ -20,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from qgf._files import atomic_open, read_json
+from qgf._files import read_json
+from qgf._page import Page, data_url
 from qgf.checkpoint import load_learner, load_record
 from qgf.config import PRESETS
 from qgf.data.dataset import Dataset
@@ -35,54 +34,6 @@ STATES = 1000
 
 # Okabe and Ito's palette, told apart with any kind of colour vision.
 BLACK, ORANGE, SKY, BLUE = "#000000", "#e69f00", "#56b4e9", "#0072b2"
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: #1a1a1a;
-  background: #fff; max-width: 50rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.5rem; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .9rem; border-top: 1px solid #ddd; }
-.lead, figcaption, .note { color: #555; }
-.result { font-size: 1.1rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #e4e4e4;
-  vertical-align: top; overflow-wrap: anywhere; }
-thead th { border-bottom: 2px solid #1a1a1a; }
-td.n, th.n { text-align: right; padding-right: 1.2rem; white-space: nowrap; }
-tr.chosen { font-weight: 600; background: #eef6fb; }
-.facts th { font-weight: 400; color: #555; width: 11rem; }
-.config { columns: 13rem; padding: 0; list-style: none; font-size: .9rem; }
-.config b { font-weight: 600; }
-figure { margin: 1rem 0; break-inside: avoid; }
-figcaption { font-size: .9rem; }
-img, video { width: 100%; height: auto; display: block; }
-.note { border-left: 3px solid #e69f00; padding-left: .8rem; }
-pre { background: #f5f5f5; padding: .8rem 1rem; font-size: .82rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-@media print { body { margin: 0; max-width: none; font-size: 11pt; } h2 { break-after: avoid; } }
-"""
-
-
-class _Page:
-    """The report's body as it grows, and the folder in which its pictures are kept."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.parts: list[str] = []
-
-    def add(self, html: str) -> None:
-        self.parts.append(html)
-
-    def note(self, text: str) -> None:
-        self.add(f'<p class="note">{escape(text)}</p>')
-
-    def figure(self, name: str, figure: Figure, alt: str, caption: str) -> None:
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=150)
-        with atomic_open(self.folder / f"{name}.png") as out:
-            out.write(file.getvalue())
-        image = f'<img src="{_data("image/png", file.getvalue())}" alt="{escape(alt)}">'
-        self.add(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
 
 
 class _Shown(NamedTuple):
@@ -111,25 +62,18 @@ def report(run: Path, *, video: bool = True) -> Path:
         raise UserError(f"{run} was not evaluated; run `qgf eval {run}` first")
     result = read_json(run / "eval.json")
     shown = _shown(result)
-    page = _Page(run / "report")
+    page = Page(run / "report")
     _headline(page, result)
     _weights(page, result)
     _film(page, run, result, shown, video)
     _q_values(page, run, record, result, shown)
     _curves(page, run)
     _facts(page, run, record, result)
-    title, body = f"QGF on {record['env']}", "\n".join(page.parts)
-    with atomic_open(run / "report.html") as file:
-        file.write(
-            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-            f"<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n".encode()
-        )
+    page.write(run / "report.html", f"QGF on {record['env']}")
     return run / "report.html"
 
 
-def _headline(page: _Page, result: dict) -> None:
+def _headline(page: Page, result: dict) -> None:
     seeds = len(result["training_seeds"])
     page.add(
         f'<p class="lead">Checkpoint of step {result["checkpoint"]:,}, {seeds} training '
@@ -171,7 +115,7 @@ def _verdict(result: dict) -> str:
     )
 
 
-def _weights(page: _Page, result: dict) -> None:
+def _weights(page: Page, result: dict) -> None:
     rows, chosen = result["weights"], result["chosen_weight"]
     figure = Figure((7.5, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -207,7 +151,7 @@ def _weights(page: _Page, result: dict) -> None:
     )
 
 
-def _film(page: _Page, run: Path, result: dict, shown: _Shown, video: bool) -> None:
+def _film(page: Page, run: Path, result: dict, shown: _Shown, video: bool) -> None:
     page.add("<h2>A rollout</h2>")
     if not video:
         page.note("No rollout was filmed, as asked for.")
@@ -219,7 +163,7 @@ def _film(page: _Page, run: Path, result: dict, shown: _Shown, video: bool) -> N
     except UserError as error:
         page.note(f"No rollout was filmed: {error}.")
         return
-    source = _data("video/mp4", path.read_bytes())
+    source = data_url("video/mp4", path.read_bytes())
     page.add(
         f'<figure><video controls loop muted playsinline src="{source}" '
         f'aria-label="Film of the same test episode under w = 0 and w = {shown.weight:g}">'
@@ -236,7 +180,7 @@ def _shown(result: dict) -> _Shown:
     return _Shown(best["weight"], "not chosen, the best weight above 0 on the tune episodes")
 
 
-def _q_values(page: _Page, run: Path, record: dict, result: dict, shown: _Shown) -> None:
+def _q_values(page: Page, run: Path, record: dict, result: dict, shown: _Shown) -> None:
     page.add("<h2>Q before and after guidance</h2>")
     try:
         q = _sample_q(run, record, str(result["checkpoint"]), shown.weight)
@@ -310,7 +254,7 @@ def _manifest(record: dict) -> Manifest:
     return manifest
 
 
-def _curves(page: _Page, run: Path) -> None:
+def _curves(page: Page, run: Path) -> None:
     page.add("<h2>Learning curves</h2>")
     path = run / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
@@ -371,7 +315,7 @@ def _curve(axes: Axes, lines: Sequence[dict], name: str) -> None:
     _tidy(axes)
 
 
-def _facts(page: _Page, run: Path, record: dict, result: dict) -> None:
+def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
     data, counts = record["data"], result["episodes"]
     try:
         manifest = _manifest(record)
@@ -448,10 +392,6 @@ def _flags(options: dict) -> list[str]:
 def _interval(interval: Sequence[float], form: str) -> str:
     low, high = interval
     return f"{low:{form}} to {high:{form}}"
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _tidy(*panels: Axes) -> None:

@@ -19,7 +19,7 @@ from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 from scipy.interpolate import interp1d
 from scipy.ndimage import gaussian_filter1d
 
-from qgf._manipspace import half_turn, multiply, yaws_of
+from qgf._kinematics import half_turn, multiply, yaws_of
 from qgf.envs import EnvName
 
 # Largest change per step: x, y, z in metres, yaw in radians, gripper opening.
