@@ -189,7 +189,7 @@ def test_unfit_policy_leaves_nothing_behind(change, seeds, env, message, run, da
 
 def test_diverging_loss_stops_before_anything_bad_is_saved(data, tmp_path):
     with pytest.raises(UserError, match=r"of seed 0 is no longer finite before step 10; there is"):
-        train(TASK, data, tmp_path / "run", config(learning_rate=1e30))
+        train(NO_TASK, data, tmp_path / "run", config(learning_rate=1e30))
     assert not list_checkpoints(tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 

@@ -98,6 +98,8 @@ def evaluate(
     tune_episodes = episodes if tune_episodes is None else tune_episodes
     if min(episodes, tune_episodes, workers, slots, *best_of) < 1:
         raise UserError("episodes, workers, slots and best-of must be at least 1")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"the evaluation's seed must lie in [0, 2^31), got {seed}")
     record = load_record(run)
     if "critic" not in record["learners"]:
         raise UserError(
