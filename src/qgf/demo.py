@@ -24,8 +24,8 @@ VAL_EPISODES = 6
 CONFIG = dataclasses.replace(PRESETS["laptop"], steps=12_000, checkpoint_every=4_000)
 WEIGHTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
 BEST_OF = 8
-TUNE_EPISODES = 40
-TEST_EPISODES = 80
+TUNE_EPISODES = 30
+TEST_EPISODES = 60
 SEED = 0
 CALLS = 50
 
