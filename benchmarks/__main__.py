@@ -6,7 +6,9 @@ the machine. QGF_PEER names a checkout of the authors' code to compare with (see
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ import jax
 import tyro
 
 from benchmarks import collecting, evaluating, latency, training
-from qgf._files import write_json
+from qgf._files import read_json, write_json
 
 Part = Literal["training", "latency", "collecting", "evaluating"]
 
@@ -29,7 +31,7 @@ def main(
     Args:
         parts: what to measure.
         seconds: length of one turn of training, and of one latency.
-        json: also write the figures here.
+        json: also write the figures here; parts not measured now stay as they were.
     """
     peer = "QGF_PEER" in os.environ
     if peer:
@@ -42,15 +44,16 @@ def main(
         "collecting": collecting.measure,
         "evaluating": lambda: {"5 weights x 20 episodes": evaluating.measure(peer)},
     }
-    result = {"machine": _machine()}
+    result = read_json(json) if json is not None and json.exists() else {}
     for part in parts:
         print(part, flush=True)
-        result[part] = measures[part]()
-        for name, figures in result[part].items():
-            line = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        figures = measures[part]()
+        result[part] = {"conditions": {**_machine(), "seconds": seconds}, "figures": figures}
+        for name, values in figures.items():
+            line = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
             print(f"  {name:24} {line}", flush=True)
-    if json is not None:
-        write_json(json, result)
+        if json is not None:
+            write_json(json, result)
 
 
 def _machine() -> dict:
@@ -58,6 +61,7 @@ def _machine() -> dict:
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     return {
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "cores": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),

@@ -56,7 +56,7 @@ def sweep() -> str:
 
 
 def speed(part: str) -> str:
-    figures = json.loads((ROOT / "results/benchmarks.json").read_text())[part]
+    figures = json.loads((ROOT / "results/benchmarks.json").read_text())[part]["figures"]
     keys = list(next(iter(figures.values())))
     rows = [
         [name, *(f"{value[key]:.3g}" if value[key] < 100 else f"{value[key]:.0f}" for key in keys)]

@@ -1,17 +1,12 @@
 """Environment processes for evaluation: each steps its own environments, chunk by chunk."""
 
 import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from qgf._processes import shielded, single_threaded
 from qgf.envs import make_env
 from qgf.errors import UserError
 
@@ -41,7 +36,7 @@ class Workers:
         self._workers = min(workers, slots)
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
-        with _single_threaded(), shielded():
+        with single_threaded(), shielded():
             for _ in range(self._workers):
                 ours, theirs = context.Pipe()
                 context.Process(target=_serve, args=(theirs, env, kwargs), daemon=True).start()
@@ -75,42 +70,6 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         for pipe in self._pipes:
             pipe.close()
-
-
-@contextmanager
-def shielded() -> Iterator[None]:
-    """Keep Ctrl-C from processes started in the block, from their first moment on.
-
-    This process answers it at the end of the block, so that none is left half started.
-    """
-    resource_tracker.ensure_running()  # its start would lift the mask
-    noted: list[tuple] = []
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, lambda *at: noted.append(at)) if main else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if main:
-            signal.signal(signal.SIGINT, handler)
-        if noted and callable(handler):
-            handler(*noted[0])
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Keep linear algebra of processes started in the block to one thread each."""
-    name = "OMP_NUM_THREADS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ import gymnasium
 import numpy as np
 
 from qgf._files import atomic_open, sha256
+from qgf._processes import shielded, single_threaded
 from qgf._progress import progress
-from qgf._workers import shielded
 from qgf.data._oracles import make_oracles
 from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
 from qgf.envs import EnvName, make_env
@@ -214,13 +214,11 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
         finally:
             np.random.set_state(state)
         return
-    # Each worker is one thread; the matrices are too small for more.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     try:
-        with shielded():  # the parent handles Ctrl-C
+        with single_threaded(), shielded():
             results = pool.map(_episode, jobs)
         yield from results
     except concurrent.futures.process.BrokenProcessPool:
