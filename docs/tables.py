@@ -31,25 +31,26 @@ def quality() -> str:
         bc, best, ours = result["bc"], result["best_of"][0], result["qgf"]
         rows.append(
             [
-                entry["result"]["env"].removesuffix("-v0").replace("-play-singletask-", " "),
+                result["env"].removesuffix("-v0").replace("-play-singletask-", " "),
                 f"{percent(bc['success'])} ({interval(bc['ci95'])})",
                 f"{percent(best['test']['success'])} ({interval(best['test']['ci95'])})",
                 f"{percent(ours['success'])} ({interval(ours['ci95'])})",
                 f"{100 * ours['difference']:+.0f} ({interval(ours['difference_ci95'])})",
                 f"{ours['weight']:g}",
-                str(ours["episodes"]),
+                f"{result['episodes']['tune']} / {ours['episodes']}",
             ]
         )
-    head = ["task", "BC", "best of 8", "QGF", "QGF − BC, points", "w", "test episodes"]
+    head = ["task", "BC", "best of 8", "QGF", "QGF − BC, points", "w", "episodes tune / test"]
     return markdown(head, rows)
 
 
 def sweep() -> str:
     runs = json.loads((ROOT / "results/quality.json").read_text())["runs"]
-    weights = [row["weight"] for row in runs[0]["result"]["weights"]]
+    weights = sorted({row["weight"] for run in runs for row in run["result"]["weights"]})
     rows = []
     for entry in runs:
-        cells = [percent(row["test"]["success"]) for row in entry["result"]["weights"]]
+        found = {row["weight"]: row["test"]["success"] for row in entry["result"]["weights"]}
+        cells = [percent(found[w]) if w in found else "" for w in weights]
         name = entry["result"]["env"].removesuffix("-v0").replace("-play-singletask-", " ")
         rows.append([name, *cells])
     return markdown(["task", *(f"w = {w:g}" for w in weights)], rows)
