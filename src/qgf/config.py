@@ -51,6 +51,12 @@ class Config:
     """how the ensemble's values become one"""
     target_rate: float = 0.005
     """share of the online Q that enters the target Q at every step"""
+    bc_weight: float | None = None
+    """weight of the imitation term of train-time methods (FQL's α, EDP's λ, DAC's α, QSM's α);
+    by default the method's own"""
+    temperature: float | None = None
+    """scale τ of the critic's gradient in train-time methods (QAM, QSM); by default the
+    method's own"""
     dispatch_steps: int = 100
     """gradient steps compiled into one device call"""
     log_every: int = 500

@@ -1,10 +1,12 @@
-"""Learners: modules of networks with `create(spec, config, key)` and `loss(batch, key)`.
+"""Learners: modules of networks with `create(spec, config, key)` and `loss(batch, key, others)`.
 
-A learner's `targets` names each slowly averaged copy and the network it follows. What a
-loss may touch is said by stop_gradient inside it; train.py owns the optimizer.
+A learner's `targets` names each slowly averaged copy and the network it follows; `needs`
+names the roles of other learners its loss consults. What a loss may touch of its own is said
+by stop_gradient inside it, and what it sees of `others` carries no gradient; train.py owns
+the optimizer.
 """
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -19,11 +21,22 @@ class Learner(Protocol):
     """What train.py needs of a method."""
 
     targets: ClassVar[dict[str, str]]
+    needs: ClassVar[tuple[str, ...]]
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "Learner": ...
 
-    def loss(self, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]: ...
+    def loss(
+        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+    ) -> tuple[Float[Array, ""], dict]:
+        """Return the loss and metrics.
+
+        Args:
+            others: all learners of the run by role, as they are before this step.
+        """
+        ...
 
 
-LEARNERS: dict[str, type[Learner]] = {"policy": BC, "critic": IQL}
+# A run's learners have roles; a role's learner is of the kind of the same name, but for these.
+DEFAULT_KINDS = {"policy": "bc", "critic": "iql"}
+LEARNERS: dict[str, type[Learner]] = {"bc": BC, "iql": IQL}

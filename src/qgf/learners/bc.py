@@ -1,6 +1,6 @@
 """Behaviour cloning of a flow policy: the reference policy that guidance improves."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -16,6 +16,7 @@ class BC(eqx.Module):
     policy: FlowPolicy
     config: Config = eqx.field(static=True)
     targets: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "BC":
@@ -24,7 +25,10 @@ class BC(eqx.Module):
         )
         return cls(policy, config)
 
-    def loss(self, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
+    def loss(
+        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+    ) -> tuple[Float[Array, ""], dict]:
+        del others
         loss = flow_matching_loss(
             self.policy,
             batch.obs,

@@ -1,6 +1,6 @@
 """Implicit Q-learning (arXiv 2110.06169) on action chunks: the critic that guides."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -25,6 +25,7 @@ class IQL(eqx.Module):
     v: Value
     config: Config = eqx.field(static=True)
     targets: ClassVar[dict[str, str]] = {"target_q": "q"}
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "IQL":
@@ -34,8 +35,10 @@ class IQL(eqx.Module):
         v = Value(spec.obs, key=v_key, **size)
         return cls(q, q, v, config)
 
-    def loss(self, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        del key
+    def loss(
+        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+    ) -> tuple[Float[Array, ""], dict]:
+        del key, others
         config = self.config
         discount = config.discount**config.chunk
         next_v = jax.lax.stop_gradient(self.v(batch.next_obs))
