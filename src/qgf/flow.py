@@ -45,16 +45,14 @@ class FlowPolicy(eqx.Module):
         return self.mlp(obs, jnp.concatenate([action, time_embedding(t)], axis=-1))
 
 
-def flow_matching_loss(
-    velocity: Velocity,
-    obs: Float[Array, "batch obs"],
+def draw_path(
     action: Float[Array, "batch action"],
     key: PRNGKeyArray,
     *,
     times: Literal["uniform", "grid"] = "uniform",
     steps: int = 10,
-) -> Float[Array, ""]:
-    """Return the mean of ‖v(s, a_t, t) − (a_1 − a_0)‖² over batch and action dimensions.
+) -> tuple[Float[Array, "batch action"], Float[Array, " batch"], Float[Array, "batch action"]]:
+    """Return a_t, t and a_1 − a_0 for noise a_0 ~ N(0, I) and a flow time t drawn per row.
 
     Args:
         action: the clean actions a_1, in [-1, 1].
@@ -68,7 +66,26 @@ def flow_matching_loss(
     else:
         t = jax.random.randint(time_key, action.shape[:1], 0, steps + 1) / steps
     noisy = (1 - t[:, None]) * noise + t[:, None] * action
-    return jnp.mean(jnp.square(velocity(obs, noisy, t) - (action - noise)))
+    return noisy, t, action - noise
+
+
+def flow_matching_loss(
+    velocity: Velocity,
+    obs: Float[Array, "batch obs"],
+    action: Float[Array, "batch action"],
+    key: PRNGKeyArray,
+    *,
+    times: Literal["uniform", "grid"] = "uniform",
+    steps: int = 10,
+) -> Float[Array, ""]:
+    """Return the mean of ‖v(s, a_t, t) − (a_1 − a_0)‖² over batch and action dimensions.
+
+    Args:
+        action: the clean actions a_1, in [-1, 1].
+        times, steps: as in `draw_path`.
+    """
+    noisy, t, target = draw_path(action, key, times=times, steps=steps)
+    return jnp.mean(jnp.square(velocity(obs, noisy, t) - target))
 
 
 def euler(
