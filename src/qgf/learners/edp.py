@@ -1,0 +1,58 @@
+"""Efficient diffusion policy: a flow trained to imitate and to maximize Q at once.
+
+Source: Kang et al., arXiv 2305.20081; its flow form as in QGF (arXiv 2606.11087).
+"""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qgf.config import Config, Spec
+from qgf.data.dataset import Batch
+from qgf.flow import FlowPolicy, draw_path
+from qgf.guidance import one_step_clean
+
+BC_WEIGHT = 100.0  # λ
+
+
+class EDP(eqx.Module):
+    """A flow policy with the loss λ · BC − Q(s, clip(a_t + (1 − t) v(s, a_t, t))).
+
+    Both terms share the noisy action and the velocity; Q is the aggregated target Q.
+    """
+
+    policy: FlowPolicy
+    config: Config = eqx.field(static=True)
+    targets: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[tuple[str, ...]] = ("critic",)
+
+    @classmethod
+    def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "EDP":
+        policy = FlowPolicy(
+            spec.obs, spec.chunk_action, width=config.width, depth=config.depth, key=key
+        )
+        return cls(policy, config)
+
+    def loss(
+        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+    ) -> tuple[Float[Array, ""], dict]:
+        config = self.config
+        noisy, t, target = draw_path(
+            batch.action, key, times=config.times, steps=config.denoise_steps
+        )
+        v = self.policy(batch.obs, noisy, t)
+        bc_loss = jnp.mean(jnp.square(v - target))
+        q = others["critic"].critic(batch.obs, one_step_clean(noisy, v, t)).mean()
+        weight = BC_WEIGHT if config.bc_weight is None else config.bc_weight
+        return weight * bc_loss - q, {"bc_loss": bc_loss, "q": q}
+
+    def velocity(
+        self,
+        obs: Float[Array, "batch obs"],
+        action: Float[Array, "batch action"],
+        t: Float[Array, " batch"],
+    ) -> Float[Array, "batch action"]:
+        """Return v(s, a_t, t), for samplers."""
+        return self.policy(obs, action, t)

@@ -1,0 +1,60 @@
+"""Flow Q-learning: a one-step actor near the reference flow's actions that maximizes Q.
+
+Source: Park et al., arXiv 2502.02538 (equation 8, actor).
+"""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qgf.config import Config, Spec
+from qgf.data.dataset import Batch
+from qgf.flow import euler
+from qgf.networks import MLP
+
+BC_WEIGHT = 1000.0  # α
+
+
+class FQL(eqx.Module):
+    """A network ω(s, z) with the loss α ‖ω(s, z) − ODE(z)‖² − mean_i Q_i(s, clip ω(s, z)).
+
+    ODE is the flow of the run's policy, T Euler steps. The Q_i are the critic's online
+    networks, as in the authors' implementation.
+    """
+
+    actor: MLP
+    config: Config = eqx.field(static=True)
+    targets: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[tuple[str, ...]] = ("policy", "critic")
+
+    @classmethod
+    def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "FQL":
+        actor = MLP(
+            spec.obs + spec.chunk_action,
+            spec.chunk_action,
+            width=config.width,
+            depth=config.depth,
+            norms=config.depth - 1,
+            key=key,
+        )
+        return cls(actor, config)
+
+    def loss(
+        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+    ) -> tuple[Float[Array, ""], dict]:
+        noise = jax.random.normal(key, batch.action.shape)
+        flow = euler(others["policy"].velocity, batch.obs, noise, steps=self.config.denoise_steps)
+        action = self.actor(batch.obs, noise)
+        distill_loss = jnp.mean(jnp.square(action - flow))
+        q = others["critic"].q(batch.obs, jnp.clip(action, -1, 1)).mean()
+        weight = BC_WEIGHT if self.config.bc_weight is None else self.config.bc_weight
+        return weight * distill_loss - q, {"distill_loss": distill_loss, "q": q}
+
+    def sample(
+        self, obs: Float[Array, "batch obs"], noise: Float[Array, "batch action"]
+    ) -> Float[Array, "batch action"]:
+        """Return clip ω(s, z) in [-1, 1] for noise z ~ N(0, I)."""
+        return jnp.clip(self.actor(obs, noise), -1, 1)

@@ -1,0 +1,73 @@
+"""A critic of noisy actions, whose gradient guides without a clean action.
+
+Source: the RobustQ baseline of QGF (arXiv 2606.11087).
+"""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qgf.config import Config, Spec
+from qgf.critic import Critic
+from qgf.data.dataset import Batch
+from qgf.flow import Velocity, draw_path
+from qgf.guidance import q_gradient
+from qgf.networks import MLP, time_embedding
+
+
+class RobustQ(eqx.Module):
+    """Q_r(s, a_t, t), regressed along the flow path onto the target Q of the clean action.
+
+    Its minimizer is E[Q(s, a_1) | s, a_t].
+    """
+
+    q: MLP
+    config: Config = eqx.field(static=True)
+    targets: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[tuple[str, ...]] = ("critic",)
+
+    @classmethod
+    def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "RobustQ":
+        q = MLP(
+            spec.obs + spec.chunk_action + 16,
+            1,
+            width=config.width,
+            depth=config.depth,
+            norms=config.depth,
+            key=key,
+        )
+        return cls(q, config)
+
+    def loss(
+        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+    ) -> tuple[Float[Array, ""], dict]:
+        noisy, t, _ = draw_path(batch.action, key)
+        target = others["critic"].critic(batch.obs, batch.action)
+        q = self.value(batch.obs, noisy, t)
+        loss = jnp.mean(jnp.square(q - target))
+        return loss, {"robust_q_loss": loss, "q": q.mean()}
+
+    def value(
+        self,
+        obs: Float[Array, "batch obs"],
+        action: Float[Array, "batch action"],
+        t: Float[Array, " batch"],
+    ) -> Float[Array, " batch"]:
+        """Return Q_r(s, a_t, t)."""
+        return self.q(obs, action, time_embedding(t))[:, 0]
+
+    def estimator(
+        self,
+        velocity: Velocity,
+        critic: Critic,
+        obs: Float[Array, "batch obs"],
+        action: Float[Array, "batch action"],
+        t: Float[Array, " batch"],
+        steps: int,
+    ) -> tuple[Float[Array, "batch action"], Float[Array, "batch action"]]:
+        """RobustQ: ∇_a Q_r(s, a, t) at the noisy action itself."""
+        del critic, steps
+        g = q_gradient(lambda obs, action: self.value(obs, action, t), obs, action)
+        return velocity(obs, action, t), g
