@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qgf._smaller_q import smaller_q
 from qgf.config import Config, Spec
-from qgf.critic import Ensemble, Value, aggregate, expectile_loss
+from qgf.critic import Ensemble, Value, aggregate, ensemble_critic, expectile_loss
 from qgf.data.dataset import Batch
 
 
@@ -63,6 +62,4 @@ class IQL(eqx.Module):
         self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
     ) -> Float[Array, " batch"]:
         """Return the aggregated target Q(s, a), for samplers."""
-        if self.config.aggregation == "min" and len(self.target_q.members) == 2:
-            return smaller_q(*self.target_q.members, obs, action)
-        return aggregate(self.target_q(obs, action), self.config.aggregation)
+        return ensemble_critic(self.target_q, self.config.aggregation, obs, action)

@@ -1,0 +1,58 @@
+"""A critic bootstrapped from the run's own actor instead of a state value."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qgf.config import Config, Spec
+from qgf.critic import Ensemble, ensemble_critic
+from qgf.data.dataset import Batch
+from qgf.flow import euler
+
+
+class Bootstrapped(eqx.Module):
+    """An ensemble Q that evaluates the policy QAM is training (arXiv 2601.14234).
+
+    Q regresses onto R + γ^h m Q̄(s', a') at actions a' that the fine-tuned flow samples; Q̄
+    is the aggregated target Q, a slow average of Q.
+    """
+
+    q: Ensemble
+    target_q: Ensemble
+    config: Config = eqx.field(static=True)
+    targets: ClassVar[dict[str, str]] = {"target_q": "q"}
+    needs: ClassVar[tuple[str, ...]] = ("qam",)
+
+    @classmethod
+    def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "Bootstrapped":
+        q = Ensemble(
+            spec.obs,
+            spec.chunk_action,
+            members=config.ensemble,
+            width=config.width,
+            depth=config.depth,
+            key=key,
+        )
+        return cls(q, q, config)
+
+    def loss(
+        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+    ) -> tuple[Float[Array, ""], dict]:
+        config = self.config
+        noise = jax.random.normal(key, batch.action.shape)
+        velocity = others["qam"].velocity
+        next_action = euler(velocity, batch.next_obs, noise, steps=config.denoise_steps)
+        next_q = jax.lax.stop_gradient(self.critic(batch.next_obs, next_action))
+        backup = batch.reward + config.discount**config.chunk * batch.mask * next_q
+        q = self.q(batch.obs, batch.action)
+        loss = jnp.square(q - backup).mean()
+        return loss, {"critic_loss": loss, "q": q.mean(), "next_q": next_q.mean()}
+
+    def critic(
+        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
+    ) -> Float[Array, " batch"]:
+        """Return the aggregated target Q(s, a), for samplers."""
+        return ensemble_critic(self.target_q, self.config.aggregation, obs, action)
