@@ -69,7 +69,6 @@ class Distilled(eqx.Module):
         steps: int,
     ) -> tuple[Float[Array, "batch action"], Float[Array, "batch action"]]:
         """QGF-Distill: ∇Q at clip D(s, a, t), its Jacobian taken as I."""
-        del steps
         clean = jnp.clip(self.clean(obs, action, t), -1, 1)
         return velocity(obs, action, t), q_gradient(critic, obs, clean)
 
@@ -83,7 +82,6 @@ class Distilled(eqx.Module):
         steps: int,
     ) -> tuple[Float[Array, "batch action"], Float[Array, "batch action"]]:
         """QGF-Jacobian-Distill: ∇_a Q(s, clip D(s, a, t)), through the clip and D."""
-        del steps
 
         def q(obs: Array, action: Array) -> Array:
             return critic(obs, jnp.clip(self.clean(obs, action, t), -1, 1))

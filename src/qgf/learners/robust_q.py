@@ -68,6 +68,5 @@ class RobustQ(eqx.Module):
         steps: int,
     ) -> tuple[Float[Array, "batch action"], Float[Array, "batch action"]]:
         """RobustQ: ∇_a Q_r(s, a, t) at the noisy action itself."""
-        del critic, steps
         g = q_gradient(lambda obs, action: self.value(obs, action, t), obs, action)
         return velocity(obs, action, t), g
