@@ -24,7 +24,7 @@ def measure(peer: bool) -> dict:
     mine = jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, learners(256, 3))
     jobs = [Job(Arm(w), 0, "test", episode) for episode in range(EPISODES) for w in WEIGHTS]
     start = time.perf_counter()
-    outcomes = roll_out(ENV, SPEC, mine["policy"], mine["critic"], jobs, WORKERS, SLOTS, 0)
+    outcomes = roll_out(ENV, SPEC, mine, jobs, WORKERS, SLOTS, 0)
     seconds = time.perf_counter() - start
     result = {
         "seconds": seconds,

@@ -65,7 +65,7 @@ def _ours(config: Config, steps: int):
         )
     )
     seeds = jnp.arange(1)
-    state = create_state(["policy", "critic"], SPEC, config, seeds)
+    state = create_state({"policy": "bc", "critic": "iql"}, SPEC, config, seeds)
     taken = 0
 
     def advance() -> None:

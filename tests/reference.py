@@ -44,3 +44,20 @@ def expectile(values, weights, tau):
         below = sum(w * (m - x) for x, w in zip(values, weights, strict=True) if x < m)
         low, high = (m, high) if tau * above > (1 - tau) * below else (low, m)
     return m
+
+
+def jacobian(function, x, step=1e-6):
+    """The matrix ∂function_i/∂x_j at one point x, by central differences."""
+    x = np.asarray(x, np.float64)
+    columns = [
+        (function(x + step * unit) - function(x - step * unit)) / (2 * step)
+        for unit in np.eye(len(x))
+    ]
+    return np.stack(columns, axis=-1)
+
+
+def nearest_orthogonal(matrix):
+    """The orthogonal factor of a regular matrix, by Newton's iteration (Higham 1986)."""
+    for _ in range(60):
+        matrix = (matrix + np.linalg.inv(matrix).T) / 2
+    return matrix

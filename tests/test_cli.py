@@ -142,7 +142,8 @@ def test_unknown_choice(fails_to_train, data):
 
 
 def test_missing_option(fails):
-    assert "--data" in fails("train", "--env", TASK)
+    assert "--out" in fails("train", "--env", TASK)
+    assert "name --env and --data" in fails("train", "--out", "x", "--env", TASK)
 
 
 def test_no_command(fails):
@@ -270,7 +271,14 @@ def test_train_prints_where(capsys, monkeypatch):
     assert calls == [
         (
             ("e", Path("d"), Path("o"), TINY),
-            {"seeds": [0, 1], "policy": None, "resume": False, "logger": "none"},
+            {
+                "seeds": [0, 1],
+                "method": "qgf",
+                "policy": None,
+                "base": None,
+                "resume": False,
+                "logger": "none",
+            },
         )
     ]
     assert capsys.readouterr().out == "trained: o\n"

@@ -16,7 +16,17 @@ from qgf._workers import Reply, Workers
 from qgf.checkpoint import load_learner
 from qgf.config import Spec
 from qgf.errors import UserError
-from qgf.evaluate import Arm, Job, Outcome, _env_seed, _summary, evaluate, format_result, roll_out
+from qgf.evaluate import (
+    Arm,
+    Job,
+    Outcome,
+    _env_seed,
+    _summary,
+    evaluate,
+    format_result,
+    make_jobs,
+    roll_out,
+)
 from qgf.statistics import wilson_interval
 
 
@@ -64,22 +74,20 @@ def fake(monkeypatch):
 
 
 def rolled(run, jobs, slots, workers=1, seed=0):
-    policy, critic = load_learner(run, "policy"), load_learner(run, "critic")
-    return roll_out(TASK, Spec(28, 5, 5), policy, critic, jobs, workers, slots, seed)
+    learners = {role: load_learner(run, role) for role in ("policy", "critic")}
+    return roll_out(TASK, Spec(28, 5, 5), learners, jobs, workers, slots, seed)
 
 
 def jobs(arms, episodes=3, splits=("tune", "test"), seeds=2):
-    return [
-        Job(arm, i, split, episode)
-        for split in splits
-        for episode in range(episodes)
-        for arm in arms
-        for i in range(seeds)
-    ]
+    return make_jobs(arms, seeds, dict.fromkeys(splits, episodes))
+
+
+def guided(weight):
+    return Arm("qgf", weight)
 
 
 def test_packing_of_episodes_does_not_matter(run, fake):
-    work = jobs([Arm(0.0), Arm(0.5)])
+    work = jobs([guided(0.0), guided(0.5)])
     whole = rolled(run, work, slots=6)
     assert len({outcome.total for outcome in whole.values()}) == len(work)
     for slots in (1, 10):
@@ -91,8 +99,8 @@ def test_packing_of_episodes_does_not_matter(run, fake):
 
 
 def test_episode_equals_a_loop_by_hand(run, fake):
-    job = Job(Arm(0.5), 1, "test", 2)
-    actual = rolled(run, [*jobs([Arm(0.0)]), job], slots=6, seed=9)[job]
+    job = Job(guided(0.5), 1, "test", 2)
+    actual = rolled(run, [*jobs([guided(0.0)]), job], slots=6, seed=9)[job]
     take = lambda x: x[1] if isinstance(x, jax.Array) else x  # noqa: E731
     policy, critic = (jax.tree.map(take, load_learner(run, name)) for name in ("policy", "critic"))
     random = np.random.default_rng(_env_seed(9, 5))
@@ -111,14 +119,14 @@ def test_episode_equals_a_loop_by_hand(run, fake):
 
 
 def test_weights_meet_the_same_starts_and_noise(run, fake):
-    arms = [Arm(0.0), Arm(1e-12), Arm(0.5)]
+    arms = [Arm(), guided(1e-12), guided(0.5)]
     outcomes = rolled(run, jobs(arms), slots=6)
     for job, outcome in outcomes.items():
-        if job.arm == Arm(1e-12):
-            plain = outcomes[Job(Arm(0.0), *list(vars(job).values())[1:])]
-            guided = outcomes[Job(Arm(0.5), *list(vars(job).values())[1:])]
+        if job.arm == guided(1e-12):
+            plain = outcomes[Job(Arm(), *list(vars(job).values())[1:])]
+            pushed = outcomes[Job(guided(0.5), *list(vars(job).values())[1:])]
             assert outcome.total == pytest.approx(plain.total, abs=1e-6)
-            assert abs(guided.total - plain.total) > 1e-4
+            assert abs(pushed.total - plain.total) > 1e-4
     starts, counts = np.unique(FakeWorkers.seeds, return_counts=True)
     # Three tune and three test starts, each met by every weight and training seed.
     assert len(starts) == 6 and (counts == 6).all()
@@ -176,11 +184,16 @@ def test_layout_of_the_result(run, fake, tmp_path):
     chosen = next(r for r in result["weights"] if r["weight"] == result["chosen_weight"])
     assert result["bc"] == result["weights"][0]["test"]
     assert result["qgf"].items() >= chosen["test"].items()
-    assert [row["samples"] for row in result["best_of"]] == [3]
-    assert result["best_of"][0]["test"]["episodes"] == 8
-    assert 10 <= result["best_of"][0]["test"]["length"] <= 25
+    best_of = result["methods"]["bfn"]
+    assert [row["samples"] for row in best_of["settings"]] == [1, 3] and best_of["samples"] in (
+        1,
+        3,
+    )
+    assert best_of["test"]["episodes"] == 8
+    assert 10 <= best_of["test"]["length"] <= 25
+    assert result["methods"]["qgf"]["settings"] == result["weights"]
     text = format_result(result)
-    assert "w = 0.3" in text and "best of 3" in text and "paired test episodes" in text
+    assert "qgf w = 0.3" in text and "bfn of 3" in text and "paired test episodes" in text
 
 
 def outcomes_of(table):
@@ -189,13 +202,14 @@ def outcomes_of(table):
     for weight, wins in table.items():
         for split, won in zip(("tune", "test"), wins, strict=True):
             for i in range(10):
-                job = Job(Arm(weight), i // 5, split, i % 5)
+                job = Job(guided(weight) if weight else Arm(), i // 5, split, i % 5)
                 outcomes[job] = Outcome(i < won, -10.0 * weight - (i >= won), 100 + i)
     return outcomes
 
 
-def summary(table):
-    return _summary(outcomes_of(table), list(table), [Arm(w) for w in table])
+def summary(table, outcomes=None):
+    arms = [guided(w) if w else Arm() for w in table]
+    return _summary(outcomes or outcomes_of(table), {"bc": [Arm()], "qgf": arms})
 
 
 def test_weight_is_chosen_on_the_tune_episodes_alone():
@@ -213,14 +227,14 @@ def test_weight_is_chosen_on_the_tune_episodes_alone():
 
 def test_ties_go_to_the_higher_return_then_to_the_smaller_weight():
     assert summary({0.0: (5, 0), 0.1: (5, 9)})["chosen_weight"] == 0.0
-    outcomes = outcomes_of({0.0: (5, 0), 0.1: (5, 9), 0.3: (5, 9)})
+    table = {0.0: (5, 0), 0.1: (5, 9), 0.3: (5, 9)}
+    outcomes = outcomes_of(table)
     for outcome in outcomes.values():
         outcome.total = 0.0
-    arms = [Arm(w) for w in (0.0, 0.1, 0.3)]
-    assert _summary(outcomes, [0.0, 0.1, 0.3], arms)["chosen_weight"] == 0.0
+    assert summary(table, outcomes)["chosen_weight"] == 0.0
     for job, outcome in outcomes.items():
         outcome.total = float(job.arm.weight == 0.3)
-    assert _summary(outcomes, [0.0, 0.1, 0.3], arms)["chosen_weight"] == 0.3
+    assert summary(table, outcomes)["chosen_weight"] == 0.3
 
 
 @pytest.mark.parametrize(

@@ -12,39 +12,90 @@ import reference
 
 from qgf.critic import Ensemble, aggregate
 from qgf.flow import FlowPolicy, euler
-from qgf.guidance import guided_sample, one_step_clean, q_gradient
+from qgf.guidance import (
+    ESTIMATORS,
+    guided_sample,
+    guided_sample_counting,
+    one_step_clean,
+    q_gradient,
+    qgf_jacobian_regularized,
+    qgf_jacobian_smooth,
+)
+from qgf.networks import time_embedding
 
-MEAN, STD = np.array([0.1, -0.2, 0.0]), np.array([0.2, 0.05, 0.3])
-PEAK, CURVATURE = np.array([-0.2, 0.1, 0.3]), np.array([1.0, 3.0, 0.5])
+# The policy N(MEAN + obs, ROOT ROOTᵀ), with noise a_0 and action a_1 of covariance
+# Cov(a_1, a_0) = CROSS: at t = 0 already the clean action then depends on the noise, and as
+# CROSS is not symmetric, neither are the Jacobians.
+MEAN = np.array([0.1, -0.2, 0.0])
+ROOT = np.array([[0.25, 0.1, 0.0], [-0.1, 0.2, 0.1], [0.05, -0.15, 0.3]])
+CROSS = 0.6 * ROOT
+PEAK = np.array([-0.2, 0.1, 0.3])
+CURVATURE = np.array([[1.0, 0.3, 0.0], [0.3, 2.0, -0.4], [0.0, -0.4, 0.5]])
+STEPS = 10
+
+
+def slope(t):
+    """A of the exact velocity MEAN + obs + A (a - t (MEAN + obs)): a regression of a_1 - a_0."""
+    one = np.eye(3)
+    variance = (1 - t) ** 2 * one + t**2 * ROOT @ ROOT.T + t * (1 - t) * (CROSS + CROSS.T)
+    covariance = t * ROOT @ ROOT.T - (1 - t) * one + (1 - t) * CROSS - t * CROSS.T
+    return covariance @ np.linalg.inv(variance)
+
+
+SLOPES = np.stack([slope(t) for t in np.arange(31) / 30], dtype=np.float32)
 
 
 def velocity(obs, action, t):
-    """Exact flow of N(MEAN + obs, STD²)."""
-    t = t[:, None]
-    mean = MEAN + obs
-    slope = (t * STD**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * STD**2)
-    return mean + slope * (action - t * mean)
+    """For t on the grids of 10 and of 3 steps."""
+    mean, a = MEAN + obs, jnp.asarray(SLOPES)[jnp.round(30 * t).astype(int)]
+    return mean + jnp.einsum("bij,bj->bi", a, action - t[:, None] * mean)
 
 
 def critic(obs, action):
-    return -0.5 * (CURVATURE * jnp.square(action - PEAK)).sum(-1)
+    away = action - PEAK
+    return -0.5 * jnp.einsum("bi,ij,bj->b", away, CURVATURE, away)
 
 
-def closed_form(obs, noise, weight, steps):
-    """All is affine: action = gain · noise + offset, with both from a scalar recursion."""
-    gain, offset = np.ones(3), np.zeros(3)
-    mean = MEAN + obs
+def closed_form(name, obs, action, k, steps=STEPS):
+    """v and g for one row after k of `steps` Euler steps; every map in them is affine."""
+    mean, one, t = MEAN + obs, np.eye(3), k / steps
+    v = mean + slope(t) @ (action - t * mean)
+    one_step, clean = one + (1 - t) * slope(t), action + (1 - t) * v
+    chain, end = one, action
+    for s in np.arange(k, steps) / steps:
+        end = end + (mean + slope(s) @ (end - s * mean)) / steps
+        chain = (one + slope(s) / steps) @ chain
+    assert abs(clean).max() < 1 and abs(end).max() < 1  # well inside the clip
+    ortho = reference.nearest_orthogonal(one_step)
+    at, jacobian = {
+        "qgf": (clean, one),
+        "qfql": (action, one),
+        "bptt": (end, chain),
+        "qgf-chain": (end, one),
+        "qgf-jacobian": (clean, one_step),
+        "qgf-jacobian-regularized": (clean, (one_step + one) / 2),
+        "qgf-jacobian-ortho": (clean, ortho),
+        "qgf-jacobian-smooth": (clean, one_step),  # the same everywhere
+    }[name]
+    return v, jacobian.T @ CURVATURE @ (PEAK - at)
+
+
+def closed_form_sample(name, obs, action, weight, steps=STEPS):
     for k in range(steps):
-        t = k / steps
-        slope = (t * STD**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * STD**2)
-        v_offset = mean - slope * t * mean  # v = slope a + v_offset
-        clean = 1 + (1 - t) * slope  # clean action = clean a + (1 - t) v_offset
-        assert abs(clean * (gain * noise + offset) + (1 - t) * v_offset).max() < 1  # no clip
-        step_gain = 1 + (slope - weight * CURVATURE * clean) / steps
-        g_offset = -CURVATURE * ((1 - t) * v_offset - PEAK)
-        step_offset = (v_offset + weight * g_offset) / steps
-        gain, offset = step_gain * gain, step_gain * offset + step_offset
-    return gain * noise + offset
+        v, g = closed_form(name, obs, action, k, steps)
+        action = action + (v + weight * g) / steps
+    return np.clip(action, -1, 1)
+
+
+def rows(function, *arrays):
+    """The function of every row, in float64."""
+    arrays = [np.asarray(array, np.float64) for array in arrays]
+    return [function(*row) for row in zip(*arrays, strict=True)]
+
+
+def assert_close(actual, expected):
+    """To 1e-5 of the largest entry."""
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.fixture
@@ -54,15 +105,41 @@ def start():
     return jnp.asarray(obs), jnp.asarray(random.uniform(-1.5, 1.5, (20, 3)), jnp.float32)
 
 
-@pytest.mark.parametrize("weight, steps", [(0.0, 10), (0.1, 10), (1.0, 10), (1.0, 3)])
-def test_gaussian_policy_and_quadratic_critic_in_closed_form(weight, steps, start):
-    obs, noise = start
-    expected = [
-        closed_form(o, z, weight, steps)
-        for o, z in zip(*(np.asarray(x, np.float64) for x in start), strict=True)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_gaussian_policy_and_quadratic_critic_in_closed_form(name, start):
+    obs, action = start
+    estimate = jax.jit(partial(ESTIMATORS[name], velocity, critic), static_argnums=3)
+    for k in range(STEPS):
+        expected = rows(partial(closed_form, name, k=k), obs, action)
+        actual = estimate(obs, action, jnp.full(20, k / STEPS), STEPS)
+        for x, y in zip(actual, zip(*expected, strict=True), strict=True):
+            assert_close(x, y)
+
+
+@pytest.mark.parametrize("steps", [STEPS, 3])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_guided_actions_in_closed_form_with_a_weight_for_every_row(name, steps, start):
+    weights = jnp.linspace(0, 1, 20)
+    expected = rows(partial(closed_form_sample, name, steps=steps), *start, weights)
+    sample = partial(guided_sample, velocity, critic, steps=steps, estimator=ESTIMATORS[name])
+    actual = jax.jit(sample)(*start, weights)
+    assert_close(actual, expected)
+
+
+def test_one_weight_for_all_rows(start):
+    expected = rows(partial(closed_form_sample, "qgf", weight=0.5), *start)
+    assert_close(guided_sample(velocity, critic, *start, 0.5), expected)
+
+
+def test_estimators_differ(start):
+    t = jnp.full(20, 0.3)
+    g = [
+        jax.jit(partial(f, velocity, critic), static_argnums=3)(*start, t, STEPS)[1]
+        for name, f in ESTIMATORS.items()
+        if name != "qgf-jacobian-smooth"  # equals qgf-jacobian where that is constant
     ]
-    actual = guided_sample(velocity, critic, obs, noise, weight, steps=steps)
-    np.testing.assert_allclose(actual, np.clip(expected, -1, 1), atol=1e-5)
+    far = [abs(x - y).max() for i, x in enumerate(g) for y in g[:i]]
+    assert min(far) > 0.02
 
 
 def test_guidance_raises_q(start):
@@ -78,54 +155,193 @@ def networks(width=64, depth=2):
     return policy, lambda obs, action: aggregate(q(obs, action)), q
 
 
+def naive(name, policy, ensemble, obs, action, k, steps):
+    """g for one row of networks in float64, with every derivative by finite differences."""
+
+    def v(action, k):
+        # In float32 already the angles of the embedding are off by 1e-3.
+        embedding = time_embedding(jnp.full(1, k / steps))[0]
+        return reference.mlp(policy.mlp, obs[None], action[None], embedding[None])[0]
+
+    def one_step(action):
+        return np.clip(action + (1 - k / steps) * v(action, k), -1, 1)
+
+    def chain(action):
+        for i in range(k, steps):
+            action = action + v(action, i) / steps
+        return np.clip(action, -1, 1)
+
+    def q(action):
+        return np.min([reference.mlp(m, obs[None], action[None])[:, 0] for m in ensemble.members])
+
+    def slope(at):
+        return reference.finite_differences(q, at)
+
+    one_step_j, g = reference.jacobian(one_step, action), slope(one_step(action))
+    return {
+        "qgf": lambda: g,
+        "qfql": lambda: slope(action),
+        "bptt": lambda: reference.finite_differences(lambda a: q(chain(a)), action),
+        "qgf-chain": lambda: slope(chain(action)),
+        "qgf-jacobian": lambda: one_step_j.T @ g,
+        "qgf-jacobian-regularized": lambda: (0.5 * one_step_j.T + 0.5 * np.eye(len(g))) @ g,
+        "qgf-jacobian-ortho": lambda: (
+            reference.nearest_orthogonal(
+                reference.jacobian(lambda a: a + (1 - k / steps) * v(a, k), action)
+            ).T
+            @ g
+        ),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "qgf-jacobian-smooth"])
+def test_networks_against_finite_differences(name):
+    policy, q, ensemble = networks(width=12)
+    random = np.random.default_rng(0)
+    obs = random.uniform(-1, 1, (6, 11)).astype(np.float32)
+    action = random.uniform(-1, 1, (6, 10)).astype(np.float32)
+    estimate = jax.jit(partial(ESTIMATORS[name], policy, q), static_argnums=3)
+    for k in (0, 2, 3):
+        inputs = jnp.asarray(obs), jnp.asarray(action), jnp.full(6, k / 4)
+        actual = estimate(*inputs, 4)
+        expected = rows(partial(naive, name, policy, ensemble, k=k, steps=4), obs, action)
+        np.testing.assert_allclose(actual[0], policy(*inputs), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual[1], expected, rtol=1e-3, atol=1e-4)
+    assert (abs(action + (1 - k / 4) * np.asarray(actual[0])) > 1).any()  # some are clipped
+
+
+def test_smooth_averages_the_jacobian_around_the_action():
+    policy, q, _ = networks(width=12)
+    random = np.random.default_rng(0)
+    obs = jnp.asarray(random.uniform(-1, 1, (3, 11)), jnp.float32)
+    action = jnp.asarray(random.uniform(-0.5, 0.5, (3, 10)), jnp.float32)
+    t, points = jnp.full(3, 0.25), []
+
+    def recorded(obs, action, t):
+        jax.debug.callback(points.append, action)
+        return policy(obs, action, t)
+
+    estimate = partial(qgf_jacobian_smooth, recorded, q, steps=4, samples=400, scale=0.02)
+    v, g = jax.jit(estimate)(obs, action, t)
+    jax.effects_barrier()
+    around = np.concatenate([p for p in points if len(p) > 3]).reshape(400, 3, 10)
+    moved = around - np.asarray(action)
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[:, :1], moved.shape), atol=1e-6)
+    assert abs(moved[:, 0].std(0) / 0.02 - 1).max() < 0.15
+    assert abs(moved[:, 0].mean(0)).max() < 4 * 0.02 / 400**0.5
+
+    def one_step(obs, action):
+        return one_step_clean(action[None], policy(obs[None], action[None], t[:1]), t[:1])[0]
+
+    @jax.jit
+    def expected():
+        jacobian = jax.vmap(jax.vmap(jax.jacobian(one_step, 1)), (None, 0))(obs, around).mean(0)
+        return jnp.einsum("bi,bij->bj", q_gradient(q, obs, one_step_clean(action, v, t)), jacobian)
+
+    np.testing.assert_allclose(g, expected(), rtol=1e-4, atol=1e-5)
+
+
+def test_smooth_does_not_depend_on_the_batch_or_the_call():
+    policy, q, _ = networks(width=12)
+    obs = jax.random.normal(jax.random.key(2), (5, 11))
+    action = jax.random.normal(jax.random.key(3), (5, 10))
+    smooth, jacobian = (
+        jax.jit(partial(ESTIMATORS[name], policy, q, steps=4))
+        for name in ("qgf-jacobian-smooth", "qgf-jacobian")
+    )
+    together = smooth(obs, action, jnp.zeros(5))[1]
+    again = smooth(obs[3:4], action[3:4], jnp.zeros(1))[1]
+    np.testing.assert_allclose(again[0], together[3], rtol=1e-4, atol=1e-6)
+    assert abs(jacobian(obs, action, jnp.zeros(5))[1] - together).max() > 1e-3
+
+
+def test_regularized_lies_between_the_jacobian_and_the_identity(start):
+    @partial(jax.jit, static_argnums=0)
+    def estimate(identity):
+        inputs = velocity, critic, *start, jnp.full(20, 0.3), STEPS
+        return qgf_jacobian_regularized(*inputs, identity=identity)[1]
+
+    expected = {
+        name: np.array([g for _, g in rows(partial(closed_form, name, k=3), *start)])
+        for name in ("qgf", "qgf-jacobian")
+    }
+    for x in (0.0, 0.25, 1.0):
+        mixed = (1 - x) * expected["qgf-jacobian"] + x * expected["qgf"]
+        assert_close(estimate(x), mixed)
+
+
+@functools.cache
+def sampler():
+    return eqx.filter_jit(partial(guided_sample, *networks()[:2], steps=4))
+
+
 @pytest.mark.parametrize("rows", [1, 33])
 def test_weight_0_is_the_policy_to_the_last_bit(rows):
-    policy, q, _ = networks()
     obs = jax.random.normal(jax.random.key(2), (rows, 11))
     noise = jax.random.normal(jax.random.key(3), (rows, 10))
-    plain = eqx.filter_jit(partial(euler, policy, steps=4))(obs, noise)
-    sample = eqx.filter_jit(partial(guided_sample, policy, q, steps=4))
-    assert sample(obs, noise, jnp.zeros(rows)).tobytes() == plain.tobytes()
-    assert abs(sample(obs, noise, jnp.full(rows, 0.1)) - plain).max() > 1e-4
+    plain = eqx.filter_jit(partial(euler, networks()[0], steps=4))(obs, noise)
+    assert sampler()(obs, noise, jnp.zeros(rows)).tobytes() == plain.tobytes()
+    assert abs(sampler()(obs, noise, jnp.full(rows, 0.1)) - plain).max() > 1e-4
 
 
-def test_weight_0_of_a_formula_is_the_policy_to_the_last_bit(start):
+@pytest.mark.parametrize("estimator", ESTIMATORS.values())
+def test_weight_0_of_a_formula_is_the_policy_to_the_last_bit(estimator, start):
     plain = jax.jit(partial(euler, velocity))(*start)
-    guided = jax.jit(partial(guided_sample, velocity, critic))(*start, 0.0)
-    assert guided.tobytes() == plain.tobytes()
+    sample = jax.jit(partial(guided_sample_counting, velocity, critic, estimator=estimator))
+    actions, unguided = sample(*start, 0.0)
+    assert actions.tobytes() == plain.tobytes() and unguided.tolist() == [0] * 20
 
 
-def test_a_weight_for_every_row_equals_separate_calls(start):
-    obs, noise = start
-    weights = jnp.linspace(0, 2, 20)
-    together = guided_sample(velocity, critic, obs, noise, weights)
-    for i, weight in enumerate(weights):
-        alone = guided_sample(velocity, critic, obs[i : i + 1], noise[i : i + 1], float(weight))
-        np.testing.assert_allclose(together[i], alone[0], atol=1e-6)
-    policy, q, _ = networks()
-    sample = eqx.filter_jit(partial(guided_sample, policy, q, steps=4))
+def test_a_weight_for_every_row_equals_separate_calls():
     obs = jax.random.normal(jax.random.key(2), (4, 11))
     noise = jax.random.normal(jax.random.key(3), (4, 10))
     weights = jnp.array([0.0, 0.1, 1.0, 3.0])
-    together = sample(obs, noise, weights)
+    together = sampler()(obs, noise, weights)
     for i in range(4):
-        alone = sample(obs, noise, jnp.full(4, weights[i]))
+        alone = sampler()(obs, noise, jnp.full(4, weights[i]))
         assert together[i].tobytes() == alone[i].tobytes()
 
 
-def test_gradient_is_taken_at_the_clipped_point_and_survives_the_clip():
-    # One step from 3 with velocity -1: the clean action 2 is clipped to 1, where the slope
-    # of -(a - ½)² is -1. So 3 - 1 + 1.5 · (-1) = 0.5. At 2 the slope would be -3, which
-    # ends at -1 (clipped); a slope zeroed by the clip would end at 1.
+# One step from (3, 0.5) with velocity (-1, 0): the clean action (2, 0.5) is clipped to
+# (1, 0.5), where the slope of -a² is (-2, -1); J is I, but for what the clip cuts off.
+@pytest.mark.parametrize(
+    "name, first",
+    [
+        ("qgf", -2),
+        ("qfql", -6),  # at 3, which is not clipped
+        ("bptt", 0),
+        ("qgf-chain", -2),
+        ("qgf-jacobian", 0),
+        ("qgf-jacobian-regularized", -1),
+        ("qgf-jacobian-ortho", -2),
+        ("qgf-jacobian-smooth", 0),
+    ],
+)
+def test_what_the_clip_does(name, first):
+    obs, action = jnp.zeros((1, 1)), jnp.array([[3.0, 0.5]])
+    v, g = ESTIMATORS[name](
+        lambda obs, action, t: jnp.zeros_like(action) - jnp.array([1.0, 0.0]),
+        lambda obs, action: -jnp.square(action).sum(-1),
+        obs,
+        action,
+        jnp.zeros(1),
+        1,
+    )
+    assert v.tolist() == [[-1, 0]]
+    np.testing.assert_allclose(g, [[first, -1]], rtol=1e-6, atol=1e-6)
+
+
+def test_the_pushed_action_is_clipped_only_at_the_end():
+    # From 3 - 1 = 2 by 1.5 · (-1), the slope of -(a - ½)² at 1.
     actual = guided_sample(
         lambda obs, action, t: -jnp.ones_like(action),
         lambda obs, action: -jnp.square(action - 0.5).sum(-1),
-        jnp.zeros((1, 1)),
-        jnp.array([[3.0]]),
-        1.5,
+        jnp.zeros((2, 1)),
+        jnp.array([[3.0], [3.0]]),
+        jnp.array([1.5, 0.9]),
         steps=1,
     )
-    assert actual.tolist() == [[0.5]]
+    assert actual.tolist() == [[0.5], [1.0]]
 
 
 def test_one_step_clean_by_hand():
@@ -134,20 +350,138 @@ def test_one_step_clean_by_hand():
     np.testing.assert_allclose(actual, [[0.25, 0.1], [1, -1]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_bad_gradient_leaves_its_row_unguided(bad, start):
-    obs, noise = start
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_ortho_of_a_singular_jacobian_is_orthogonal_and_finite(rank):
+    # At t = 0, J = I + A: a projection of the given rank.
+    keep = np.diag(np.arange(3) < rank).astype(np.float32)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].astype(np.float32)
+    a = jnp.asarray(turn @ keep @ turn.T - np.eye(3, dtype=np.float32))
+    obs, action = jnp.zeros((4, 1)), jnp.asarray(np.full((4, 3), 0.3, np.float32))
+    slopes = jnp.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    _, g = ESTIMATORS["qgf-jacobian-ortho"](
+        lambda obs, action, t: action @ a.T,
+        lambda obs, action: (slopes * action).sum(-1),
+        obs,
+        action,
+        jnp.zeros(4),
+        STEPS,
+    )
+    np.testing.assert_allclose(g[:3] @ g[:3].T, np.eye(3), atol=1e-5)
+    assert g[3].tolist() == [0, 0, 0]
+    kept = turn @ keep  # what J keeps, O keeps as it is
+    np.testing.assert_allclose(np.asarray(g[:3]).T @ kept, kept, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_zero_gradient_does_not_push(name, start):
+    flat = lambda obs, action: jnp.zeros(len(action))  # noqa: E731
+    sample = partial(guided_sample_counting, velocity, flat, estimator=ESTIMATORS[name])
+    actions, unguided = jax.jit(sample)(*start, 5.0)
+    np.testing.assert_allclose(actions, euler(velocity, *start), atol=1e-6)
+    assert unguided.tolist() == [0] * 20
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_gradient_that_is_not_finite_leaves_its_row_unguided_and_is_counted(name, start):
+    bad = jnp.zeros(20).at[2].set(jnp.nan).at[3].set(jnp.inf).at[4].set(jnp.nan)
+    weights = jnp.full(20, 0.5).at[jnp.array([4, 5])].set(0)
 
     def faulty(obs, action):
-        row = jnp.arange(len(action))
-        return critic(obs, action) + jnp.where(row == 2, bad, 0) * action[:, 0]
+        return critic(obs, action) + jnp.where(bad == 0, 0, bad * action[:, 0])
 
-    actual = guided_sample(velocity, faulty, obs, noise, 1.0)
-    plain, guided = euler(velocity, obs, noise), guided_sample(velocity, critic, obs, noise, 1.0)
-    np.testing.assert_allclose(actual[2], plain[2], atol=1e-6)
-    others = np.arange(20) != 2
-    np.testing.assert_allclose(actual[others], guided[others], atol=1e-6)
-    assert abs(guided[2] - plain[2]).max() > 0.01
+    sample = partial(guided_sample_counting, velocity, estimator=ESTIMATORS[name])
+    actual, unguided = jax.jit(partial(sample, faulty))(*start, weights)
+    expected, none = jax.jit(partial(sample, critic))(*start, weights.at[2:5].set(0))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert none.tolist() == [0] * 20
+    assert unguided.tolist() == [0, 0, 10, 10, 10, *[0] * 15]
+
+
+def test_only_the_steps_without_a_gradient_are_unguided_and_counted():
+    # From 0 the velocity 1 leads up in 4 steps; the critic's slope is 1 below ½ and NaN above,
+    # so a clean action (a + (1 - t)) of 1 or more is pushed no further.
+    def ends(obs, action):
+        return jnp.sqrt(1 - action[:, 0]) * 0 + action[:, 0]
+
+    up = lambda obs, action, t: jnp.full_like(action, 0.5)  # noqa: E731
+    start = jnp.array([[0.0], [-0.4]])
+    actions, unguided = guided_sample_counting(
+        up, ends, jnp.zeros((2, 1)), start, 1.0, steps=4, estimator=ESTIMATORS["qgf"]
+    )
+    # Row 0: clean actions 0.5, 0.75, 1: the third gradient is NaN, and so is the fourth.
+    # Row 1: 0.1, 0.35, 0.6, 0.85.
+    assert unguided.tolist() == [2, 0]
+    np.testing.assert_allclose(actions, [[1.0], [1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("size, weight", [(1e30, 1e20), (1e38, 1e10), (1e30, 1.0), (3e38, 1.0)])
+def test_a_push_too_large_for_the_next_velocity_is_unguided_and_counted(size, weight):
+    policy, _, _ = networks(width=12)
+    obs = jax.random.normal(jax.random.key(2), (2, 11))
+    noise = jax.random.normal(jax.random.key(3), (2, 10))
+    row = jnp.array([size, 0.1])
+    steep = lambda obs, action: row * action[:, 0]  # noqa: E731
+    sample = eqx.filter_jit(partial(guided_sample_counting, policy, steep))
+    actual, unguided = sample(obs, noise, jnp.full(2, weight))
+    plain = euler(policy, obs, noise)
+    np.testing.assert_allclose(actual[0], plain[0], atol=1e-5)
+    assert unguided[0] == 10 and jnp.isfinite(actual).all()
+
+
+def counting(function, counts, forward, backward):
+    """The function of (…, action, …) as it is, adding up the rows it is evaluated on."""
+
+    def add(key):
+        return lambda x: counts.update({key: counts[key] + len(x)})
+
+    @jax.custom_vjp
+    def counted(*args):
+        jax.debug.callback(add(forward), args[1])
+        return function(*args)
+
+    def with_pullback(*args):
+        jax.debug.callback(add(forward), args[1])
+        return jax.vjp(function, *args)
+
+    def pull(pullback, g):
+        jax.debug.callback(add(backward), g)  # once for every vector that vmap adds
+        return pullback(g)
+
+    counted.defvjp(with_pullback, pull)
+    return counted
+
+
+# For one action of 3 dimensions with T = 10: velocity forward and backward, critic forward
+# and backward. The whole Jacobian takes one backward pass for every dimension, bptt and chain
+# T - k evaluations at step k = 0 … T - 1, smooth one at the action and 8 around it.
+EVALUATIONS = {
+    "qgf": (10, 0, 10, 10),
+    "qfql": (10, 0, 10, 10),
+    "bptt": (55, 55, 10, 10),
+    "qgf-chain": (55, 0, 10, 10),
+    "qgf-jacobian": (10, 10, 10, 10),
+    "qgf-jacobian-regularized": (10, 10, 10, 10),
+    "qgf-jacobian-ortho": (10, 10 * 3, 10, 10),
+    "qgf-jacobian-smooth": (10 + 10 * 8, 10 * 8, 10, 10),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_network_evaluations(name, start):
+    counts = dict.fromkeys(range(4), 0)
+    counted = counting(velocity, counts, 0, 1), counting(critic, counts, 2, 3)
+    with jax.disable_jit():
+        guided_sample(*counted, *(x[:2] for x in start), 1.0, estimator=ESTIMATORS[name])
+        jax.effects_barrier()
+    assert tuple(count / 2 for count in counts.values()) == EVALUATIONS[name]
+
+
+def test_network_evaluations_without_a_weight(start):
+    counts = dict.fromkeys(range(4), 0)
+    counted = counting(velocity, counts, 0, 1), counting(critic, counts, 2, 3)
+    jax.jit(partial(guided_sample, *counted))(*start, 0.0)
+    jax.effects_barrier()
+    assert [count / 20 for count in counts.values()] == [10, 0, 0, 0]
 
 
 def test_q_gradient_equals_finite_differences():
@@ -167,9 +501,11 @@ def test_q_gradient_equals_finite_differences():
 
 
 def test_estimator_decides_velocity_and_gradient():
-    def up(velocity, critic, obs, action, t):
+    def up(velocity, critic, obs, action, t, steps):
+        assert steps == 5
         return jnp.zeros_like(action), jnp.ones_like(action)
 
     noise = jnp.zeros((2, 3))
-    actual = guided_sample(velocity, critic, noise, noise, jnp.array([0.25, 0.5]), estimator=up)
+    weights = jnp.array([0.25, 0.5])
+    actual = guided_sample(velocity, critic, noise, noise, weights, steps=5, estimator=up)
     np.testing.assert_allclose(actual, [[0.25] * 3, [0.5] * 3], rtol=1e-6)

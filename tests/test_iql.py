@@ -8,7 +8,7 @@ import pytest
 import reference
 from conftest import TINY
 
-from qgf._update import State, _adam, _average_targets, _split, train_steps
+from qgf._update import Fixed, State, _adam, _average_targets, _split, train_steps
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch, Chunks
 from qgf.learners.iql import IQL
@@ -80,7 +80,7 @@ def test_losses_lead_to_the_expectile_fixed_point(expectile, aggregation):
 
     def descend(learners, _):
         online, rest = _split(learners)
-        loss = lambda o: eqx.combine(o, rest)["critic"].loss(batch, jax.random.key(0))[0]  # noqa: E731
+        loss = lambda o: eqx.combine(o, rest)["critic"].loss(batch, jax.random.key(0), {})[0]  # noqa: E731
         moved = jax.tree.map(lambda x, g: x - 2.0 * g, online, jax.grad(loss)(online))
         return _average_targets(eqx.combine(moved, rest), 0.1), None
 
@@ -119,7 +119,7 @@ def test_loss_and_metrics_equal_numpy(example):
         "v": v.mean(),
         "advantage": advantage.mean(),
     }
-    loss, metrics = learner.loss(batch, jax.random.key(0))
+    loss, metrics = learner.loss(batch, jax.random.key(0), {})
     assert {k: float(m) for k, m in metrics.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert float(loss) == pytest.approx(expected["critic_loss"] + expected["value_loss"], rel=1e-4)
     np.testing.assert_allclose(
@@ -136,7 +136,7 @@ def test_no_gradient_crosses(example):
 
     @eqx.filter_jit
     def gradient(learner, batch):
-        return eqx.filter_grad(lambda x: x.loss(batch, jax.random.key(0))[0])(learner)
+        return eqx.filter_grad(lambda x: x.loss(batch, jax.random.key(0), {})[0])(learner)
 
     base = gradient(learner, batch)
     assert size(base.target_q) == 0
@@ -174,7 +174,7 @@ def test_target_follows_by_polyak_averaging():
     slow = [np.array(x, np.float64) for x in jax.tree.leaves(learner.q)]
     moved = 0
     for step in range(3):
-        state, _ = train_steps((data, jnp.array([0]), config), state, jnp.asarray(step), 1)
+        state, _ = train_steps(Fixed(data, jnp.array([0]), config), state, jnp.asarray(step), 1)
         fast = [np.array(x, np.float64) for x in jax.tree.leaves(state.learners["critic"].q)]
         slow = [0.7 * s + 0.3 * f for s, f in zip(slow, fast, strict=True)]
         target = jax.tree.leaves(state.learners["critic"].target_q)

@@ -113,7 +113,7 @@ def undecorated(method):
 
 def test_weight_chosen_by_eval_is_the_default(run, obs, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run")
-    write_json(copied / "eval.json", {"chosen_weight": 0.7})
+    write_json(copied / "eval.json", {"methods": {"qgf": {"weight": 0.7}}})
     policy = qgf.load(copied)
     default = policy.act(obs, key=KEY)
     assert default.tobytes() == policy.act(obs, key=KEY, weight=0.7).tobytes()

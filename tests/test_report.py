@@ -92,7 +92,7 @@ def test_numbers_are_those_of_the_evaluation(evaluated):
         return [*found, str(figures["episodes"])]
 
     assert rows["BC (w = 0)"] == cells(result["bc"])
-    assert rows["best of 2"] == cells(result["best_of"][0]["test"])
+    assert rows["best of 2"] == cells(result["methods"]["bfn"]["test"])
     assert rows[f"QGF (w = {result['chosen_weight']:g})"] == cells(result["qgf"])
     assert rows["Checkpoint"] == ["step 40"]
     assert rows["Training seeds"] == ["3, 5"]

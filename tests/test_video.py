@@ -49,10 +49,10 @@ def test_panels_show_the_evaluated_episode_from_one_start(run, tmp_path, short, 
     last = [take.pictures[-1][video.CAPTION :] for take in takes]
     assert (last[0] != last[1]).any()
 
-    jobs = [evaluate.Job(evaluate.Arm(w), 0, "test", 1) for w in weights]
-    learners = [load_learner(run, name, seeds=[3]) for name in ("policy", "critic")]
+    jobs = [evaluate.Job(evaluate.Arm("qgf", w), 0, "test", 1) for w in weights]
+    learners = {role: load_learner(run, role, seeds=[3]) for role in ("policy", "critic")}
     spec = Spec(**load_record(run)["spec"])
-    outcomes = evaluate.roll_out(load_record(run)["env"], spec, *learners, jobs, 2, 2, 4)
+    outcomes = evaluate.roll_out(load_record(run)["env"], spec, learners, jobs, 2, 2, 4)
     assert [take.length for take in takes] == [outcomes[job].length for job in jobs] == [12, 12]
 
     out = [sys.executable, "-c", SHAPE, str(tmp_path / "film.mp4")]

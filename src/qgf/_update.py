@@ -17,6 +17,18 @@ Learners = dict[str, Learner]
 Metrics = dict[str, Float[Array, " seed"]]
 
 
+class Fixed(NamedTuple):
+    """What training does not change.
+
+    `frozen` are learners taken from another run: others consult them, nobody trains them.
+    """
+
+    data: Chunks
+    seeds: Int[Array, " seed"]
+    config: Config
+    frozen: Learners = {}  # noqa: RUF012
+
+
 class State(NamedTuple):
     """What training changes; every array leads with the seed axis."""
 
@@ -25,17 +37,23 @@ class State(NamedTuple):
 
 
 @eqx.filter_jit
-def create_state(names: list[str], spec: Spec, config: Config, seeds: Int[Array, " seed"]) -> State:
-    """Return freshly initialized learners and optimizer; each seed's depend on it alone."""
+def create_state(
+    kinds: dict[str, str], spec: Spec, config: Config, seeds: Int[Array, " seed"]
+) -> State:
+    """Return freshly initialized learners and optimizer; each seed's depend on it alone.
+
+    Args:
+        kinds: the learner's kind (a name of LEARNERS) for every role to train.
+    """
 
     def create(seed: Int[Array, ""]) -> State:
         key = jax.random.key(seed)
         learners = {
-            # A learner's key depends on its name, not on which others train beside it.
-            name: LEARNERS[name].create(
-                spec, config, jax.random.fold_in(key, list(LEARNERS).index(name))
+            # A learner's key depends on its kind, not on which others train beside it.
+            role: LEARNERS[kind].create(
+                spec, config, jax.random.fold_in(key, list(LEARNERS).index(kind))
             )
-            for name in names
+            for role, kind in kinds.items()
         }
         return State(learners, _adam(config).init(_split(learners)[0]))
 
@@ -44,7 +62,7 @@ def create_state(names: list[str], spec: Spec, config: Config, seeds: Int[Array,
 
 @eqx.filter_jit(donate="all-except-first")
 def train_steps(
-    fixed: tuple[Chunks, Int[Array, " seed"], Config],
+    fixed: Fixed,
     state: State,
     step: Int[Array, ""],
     count: int,
@@ -54,27 +72,28 @@ def train_steps(
     The randomness of a step depends on its seed and number alone, so that training in any
     division into calls gives the same numbers.
     """
-    data, seeds, config = fixed
-    return _each_seed(
-        lambda state, seed: _scan(data, config, state, seed, step, count), state, seeds
-    )
+
+    def one(state: State, seed: Array, frozen: Learners) -> tuple[State, dict]:
+        return _scan(fixed._replace(seeds=seed, frozen=frozen), state, step, count)
+
+    return _each_seed(one, state, fixed.seeds, fixed.frozen)
 
 
 @eqx.filter_jit
 def validation_losses(
-    data: Chunks, learners: Learners, batch_size: int, batches: int = 16
+    data: Chunks, learners: Learners, frozen: Learners, batch_size: int, batches: int = 16
 ) -> Metrics:
     """Return every seed's metrics averaged over `batches` fixed batches of `data`."""
 
-    def one(learners: Learners) -> dict[str, Float[Array, ""]]:
+    def one(learners: Learners, frozen: Learners) -> dict[str, Float[Array, ""]]:
         def batch(key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
-            return _loss(learners, data, batch_size, key)[1]
+            return _loss(learners, learners | frozen, data, batch_size, key)[1]
 
         return jax.tree.map(
             jnp.mean, jax.lax.map(batch, jax.random.split(jax.random.key(0), batches))
         )
 
-    return _each_seed(one, learners)
+    return _each_seed(one, learners, frozen)
 
 
 def _each_seed(function: Callable, *trees: PyTree) -> PyTree:
@@ -94,25 +113,27 @@ def _each_seed(function: Callable, *trees: PyTree) -> PyTree:
 
 
 def _scan(
-    data: Chunks, config: Config, state: State, seed: Array, step: Array, count: int
+    fixed: Fixed, state: State, step: Array, count: int
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
     arrays, static = eqx.partition(state, eqx.is_array)
-    key = jax.random.fold_in(jax.random.key(seed), 1_000_000)
+    key = jax.random.fold_in(jax.random.key(fixed.seeds), 1_000_000)
 
     def body(arrays: Any, number: Array) -> tuple[Any, dict]:
         state = eqx.combine(arrays, static)
-        state, metrics = _step(data, config, state, jax.random.fold_in(key, number))
+        state, metrics = _step(fixed, state, jax.random.fold_in(key, number))
         return eqx.filter(state, eqx.is_array), metrics
 
     arrays, metrics = jax.lax.scan(body, arrays, step + jnp.arange(count))
     return eqx.combine(arrays, static), jax.tree.map(jnp.mean, metrics)
 
 
-def _step(data: Chunks, config: Config, state: State, key: PRNGKeyArray) -> tuple[State, dict]:
+def _step(fixed: Fixed, state: State, key: PRNGKeyArray) -> tuple[State, dict]:
+    config = fixed.config
     online, rest = _split(state.learners)
+    others = state.learners | fixed.frozen  # not what is differentiated: no gradient crosses
 
     def loss(online: PyTree) -> tuple[Float[Array, ""], dict]:
-        return _loss(eqx.combine(online, rest), data, config.batch_size, key)
+        return _loss(eqx.combine(online, rest), others, fixed.data, config.batch_size, key)
 
     grads, metrics = eqx.filter_grad(loss, has_aux=True)(online)
     updates, optimizer = _adam(config).update(grads, state.optimizer, online)
@@ -121,13 +142,13 @@ def _step(data: Chunks, config: Config, state: State, key: PRNGKeyArray) -> tupl
 
 
 def _loss(
-    learners: Learners, data: Chunks, batch_size: int, key: PRNGKeyArray
+    learners: Learners, others: Learners, data: Chunks, batch_size: int, key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], dict]:
     batch_key, loss_key = jax.random.split(key)
     batch = data.sample(batch_key, batch_size)
     total, metrics = jnp.zeros(()), {}
     for name, learner in learners.items():
-        value, more = learner.loss(batch, loss_key)
+        value, more = learner.loss(batch, loss_key, others)
         total += value
         metrics |= {f"{name}/{k}": v for k, v in more.items()}
     return total, metrics | {"loss": total}

@@ -24,7 +24,7 @@ from qgf.errors import UserError
 from qgf.learners import LEARNERS, Learner
 
 Tree = TypeVar("Tree")
-RECORD = {"env", "seeds", "config", "spec", "policy", "learners", "data"}
+RECORD = {"env", "seeds", "config", "spec", "borrowed", "learners", "data"}
 
 
 def save_arrays(path: Path, tree: Any) -> None:
@@ -147,24 +147,23 @@ def load_learner(
     """Read one learner of a run; its arrays lead with the axis of `seeds` (default: all).
 
     Args:
-        name: "policy" or "critic".
+        name: the learner's role: "policy", "critic", or that of a method.
         which: "last", "best" or a step's number.
 
     Raises:
         UserError: no such run, checkpoint, learner or seed.
     """
     run, record = Path(run), load_record(run)
-    source = record["policy"] if name == "policy" and record["policy"] else record
-    path = run if source is not record else find_checkpoint(run, which)
-    path = path / f"{name}.safetensors"
-    if not path.exists():
-        raise UserError(
-            f"{run} has no {name}; train one with `qgf train --env …-singletask-taskN-v0`"
-        )
-    config, spec = Config(**source["config"]), Spec(**record["spec"])
+    borrowed = record["borrowed"].get(name)
+    kind = borrowed["kind"] if borrowed else record["learners"].get(name)
+    if kind is None:
+        raise UserError(f"{run} has no {name}; train one with `qgf train`")
+    path = (run if borrowed else find_checkpoint(run, which)) / f"{name}.safetensors"
+    config = Config(**(borrowed or record)["config"])
+    spec = Spec(**record["spec"])
     keys = jax.random.split(jax.random.key(0), len(record["seeds"]))
     like = eqx.filter_eval_shape(
-        lambda: eqx.filter_vmap(lambda key: LEARNERS[name].create(spec, config, key))(keys)
+        lambda: eqx.filter_vmap(lambda key: LEARNERS[kind].create(spec, config, key))(keys)
     )
     learner = load_arrays(path, like)
     missing = [seed for seed in seeds or [] if seed not in record["seeds"]]

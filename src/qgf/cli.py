@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import itertools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -55,14 +57,16 @@ class Collect:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a flow policy (BC) and a critic (IQL), side by side."""
+    """Train what a method acts with: by default a flow policy (BC) and a critic (IQL)."""
 
-    env: str
-    """…-singletask-taskN-v0; without a task the policy alone is trained"""
-    data: Path
-    """folder of a dataset"""
     out: Path
     """folder of the run"""
+    env: str | None = None
+    """…-singletask-taskN-v0; without a task the policy alone is trained. --base's by default"""
+    data: Path | None = None
+    """folder of a dataset; --base's by default"""
+    method: str = "qgf"
+    """one of `qgf methods`"""
     preset: Literal["laptop", "paper"] = "laptop"
     """the values below that are not given"""
     seed: int = 0
@@ -71,6 +75,8 @@ class Train:
     """several seeds at once instead: 0..9 or 0,3,5"""
     policy: Path | None = None
     """a run whose policy is used as it is; only the critic is trained"""
+    base: Path | None = None
+    """a run of which all learners the method needs are used as they are"""
     resume: bool = False
     """continue the run in --out"""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
@@ -80,15 +86,18 @@ class Train:
     def __call__(self) -> None:
         from qgf.train import train
 
+        env, data = self._from_base()
         seeds = [self.seed] if self.seeds is None else _parse_seeds(self.seeds)
         try:
             train(
-                self.env,
-                self.data,
+                env,
+                data,
                 self.out,
                 self.config,
                 seeds=seeds,
+                method=self.method,
                 policy=self.policy,
+                base=self.base,
                 resume=self.resume,
                 logger=self.logger,
             )
@@ -98,6 +107,17 @@ class Train:
             raise KeyboardInterrupt("add --resume to continue from the last checkpoint") from None
         print(f"trained: {self.out}")
 
+    def _from_base(self) -> tuple[str, Path]:
+        """Return env and data, those not given being the base run's."""
+        if self.base is None:
+            if self.env is None or self.data is None:
+                raise UserError("name --env and --data, or a run to build on with --base")
+            return self.env, self.data
+        from qgf.checkpoint import load_record
+
+        record = load_record(self.base)
+        return self.env or record["env"], self.data or Path(record["data"]["folder"])
+
 
 @dataclass(frozen=True)
 class Eval:
@@ -105,10 +125,14 @@ class Eval:
 
     run: Positional[Path]
     """folder of the run"""
-    weights: tuple[float, ...] = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
-    """guidance weights; 0 is always among them"""
+    method: tuple[str, ...] = ("qgf",)
+    """one or more of `qgf methods`"""
+    critic: Path | None = None
+    """another run whose critic guides, in place of the run's own"""
+    weights: tuple[float, ...] | None = None
+    """guidance weights (or step sizes), by default each method's own; 0 is always among them"""
     best_of: tuple[int, ...] = ()
-    """also best-of-N of the unguided policy, for these N"""
+    """numbers N of samples of best-of-N methods, bfn if none is named"""
     episodes: int = 50
     """test episodes for every weight and training seed"""
     tune_episodes: int | None = None
@@ -133,6 +157,8 @@ class Eval:
         result = evaluate(
             self.run,
             self.weights,
+            methods=self.method,
+            critic=self.critic,
             episodes=self.episodes,
             tune_episodes=self.tune_episodes,
             best_of=self.best_of,
@@ -149,6 +175,16 @@ class Eval:
 
             film(self.run, self.video, weights=(0.0, result["chosen_weight"]), seed=self.seed)
             print(f"video: {self.video}")
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List all methods: what they train, what an action costs, and the idea."""
+
+    def __call__(self) -> None:
+        from qgf.methods import format_methods
+
+        print(format_methods())
 
 
 @dataclass(frozen=True)
@@ -185,6 +221,7 @@ COMMANDS: dict[str, type] = {
     "collect": Collect,
     "train": Train,
     "eval": Eval,
+    "methods": Methods,
     "report": Report,
     "demo": Demo,
 }
@@ -202,6 +239,19 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
+def run() -> None:
+    """The `qgf` program: main(), ended at once after Ctrl-C."""
+    try:
+        main()
+    except SystemExit as stop:
+        if stop.code != 130:
+            raise
+        # A compiled program may still run in its threads; taking Python down under it crashes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
+
+
 def _where(interrupt: KeyboardInterrupt) -> str:
     return f": {interrupt}" if str(interrupt) else "; the same command starts again"
 
@@ -212,7 +262,7 @@ def _parse(argv: list[str]) -> Callable[[], None]:
             f"no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}"
         )
     missing = tyro.MISSING
-    defaults = {"train": Train(missing, missing, missing, config=PRESETS[_preset(argv)])}
+    defaults = {"train": Train(missing, config=_default_config(argv))}
     kinds = [
         Annotated[
             kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))
@@ -235,14 +285,24 @@ def _one_line(box: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"[─│╭╮╰╯┌┐└┘]", " ", text)).strip()
 
 
-def _preset(argv: list[str]) -> str:
-    for i, word in enumerate(argv):
-        name = word.removeprefix("--preset=") if word.startswith("--preset=") else None
-        if word == "--preset" and i + 1 < len(argv):
-            name = argv[i + 1]
-        if name in PRESETS:
-            return name
-    return "laptop"
+def _default_config(argv: list[str]) -> Config:
+    """Return the settings of --preset or --base, which stand for what is not given."""
+    name, base = _value(argv, "--preset"), _value(argv, "--base")
+    if base is not None and name is None:
+        from qgf.checkpoint import load_record
+
+        return Config(**load_record(Path(base))["config"])
+    return PRESETS.get(name or "laptop", PRESETS["laptop"])
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    """Return what the command line gives for a flag, before it is parsed."""
+    for word, following in itertools.zip_longest(argv, argv[1:]):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
 
 
 def _parse_seeds(text: str) -> list[int]:
@@ -264,4 +324,4 @@ def _fail(message: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

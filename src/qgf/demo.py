@@ -85,7 +85,7 @@ def _evaluate(run: Path, workers: int) -> dict:
     if path.exists():
         old = read_json(path)
         weights = [row["weight"] for row in old["weights"]]
-        samples = [row["samples"] for row in old["best_of"]]
+        samples = [row["samples"] for row in old["methods"]["bfn"]["settings"]]
         same = all(old[name] == value for name, value in wanted.items())
         if same and weights == sorted(WEIGHTS) and samples == [BEST_OF]:
             return old
@@ -106,7 +106,7 @@ def _table(run: Path, result: dict) -> str:
     chosen = result["chosen_weight"]
     rows = [
         ("BC", result["bc"], _latency(policy, 0.0)),
-        (f"best of {BEST_OF}", result["best_of"][0]["test"], _latency(policy, 0.0, BEST_OF)),
+        (f"best of {BEST_OF}", result["methods"]["bfn"]["test"], _latency(policy, 0.0, BEST_OF)),
         (f"QGF, w = {chosen:g}", result["qgf"], _latency(policy, chosen)),
     ]
     lines = [f"{'':16} {'success':>8} {'95% interval':>16} {'ms per call':>12}"]

@@ -1,7 +1,7 @@
-"""Evaluation: all weights and training seeds of a run in one vectorized pass.
+"""Evaluation: methods, weights and training seeds of a run in one vectorized pass.
 
-Every weight meets the same environment seeds and the same initial noise (paired). The
-weight is chosen on one set of episodes and reported on another.
+All meet the same environment seeds and the same initial noise (paired). What
+a method is tuned by is chosen on one set of episodes and reported on another.
 """
 
 import collections
@@ -21,11 +21,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from qgf._files import write_json
 from qgf._progress import progress
 from qgf._workers import Reply, Workers
-from qgf.checkpoint import find_checkpoint, load_learner, load_record
+from qgf.checkpoint import find_checkpoint, load_record
 from qgf.config import Spec
+from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.learners import Learner
-from qgf.policy import sample_actions
+from qgf.methods import ALIASES, Learners, Method, find_method
+from qgf.policy import load_learners, noise_size, sample_actions
 from qgf.statistics import paired_difference, wilson_interval
 
 SPLITS = ("tune", "test")
@@ -33,8 +34,9 @@ SPLITS = ("tune", "test")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to act: the weight, and how many samples the critic chooses from."""
+    """One way to act: method, weight, and how many samples the critic chooses from."""
 
+    method: str = "bc"
     weight: float = 0.0
     samples: int = 1
 
@@ -56,11 +58,13 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What an episode came to: success, sum of rewards, and environment steps."""
+    """What an episode came to: success, sum of rewards, environment steps, and denoising
+    steps that went unguided because a gradient was not finite."""
 
     success: bool = False
     total: float = 0.0
     length: int = 0
+    fallbacks: int = 0
 
     def add(self, reply: Reply) -> None:
         self.success = reply.success
@@ -70,8 +74,10 @@ class Outcome:
 
 def evaluate(
     run: Path,
-    weights: Sequence[float],
+    weights: Sequence[float] | None = None,
     *,
+    methods: Sequence[str] = ("qgf",),
+    critic: Path | None = None,
     episodes: int = 50,
     tune_episodes: int | None = None,
     best_of: Sequence[int] = (),
@@ -80,65 +86,97 @@ def evaluate(
     seed: int = 0,
     checkpoint: str = "last",
 ) -> dict:
-    """Evaluate a run's guided policy and return (and write to RUN/eval.json) the result.
+    """Evaluate methods on a run and return (and write to RUN/eval.json) the result.
 
     Args:
-        weights: guidance weights; 0 is always evaluated too.
-        episodes: test episodes for every weight and training seed.
-        tune_episodes: episodes on which the weight is chosen; as many by default.
-        best_of: sample counts N for best-of-N of the unguided policy.
+        weights: for every method that has one; by default each method's own. 0, the policy
+            as it was cloned, is always among them.
+        methods: names of METHODS.
+        critic: another run, whose critic takes the place of this run's own.
+        episodes: test episodes for every setting and training seed.
+        tune_episodes: episodes on which a setting is chosen; as many by default.
+        best_of: sample counts N of the methods that choose among samples; given without such
+            a method, best-of-N of the unguided policy is evaluated too.
         workers: environment processes.
         slots: episodes that run at a time.
         seed: of the environments and the noise.
 
     Raises:
-        UserError: no such run or checkpoint, a run without task or critic, a bad weight.
+        UserError: no such method, run or checkpoint, a run without task or without what a
+            method needs, a bad weight.
     """
-    weights = _checked_weights(weights)
     tune_episodes = episodes if tune_episodes is None else tune_episodes
     if min(episodes, tune_episodes, workers, slots, *best_of) < 1:
         raise UserError("episodes, workers, slots and best-of must be at least 1")
     if not 0 <= seed < 2**31:
         raise UserError(f"the evaluation's seed must lie in [0, 2^31), got {seed}")
+    arms = _arms(methods, weights, best_of)
     record = load_record(run)
-    if "critic" not in record["learners"]:
+    env = record["env"] if critic is None else load_record(critic)["env"]
+    if not EnvName.parse(env).singletask:
         raise UserError(
             f"{run} has no critic, so there is no task to evaluate; train one with "
             f"`qgf train --env …-singletask-taskN-v0 --policy {run}`"
         )
     step = int(find_checkpoint(run, checkpoint).name)
-    arms = [*map(Arm, weights), *(Arm(0.0, n) for n in sorted({*best_of}) if n > 1)]
     counts = {"tune": tune_episodes, "test": episodes}
-    jobs = [
-        Job(arm, i, split, episode)
-        for split in SPLITS
-        for episode in range(counts[split])
-        for arm in arms
-        for i in range(len(record["seeds"]))
-        if split == "test" or arm.samples == 1
-    ]
-    policy = load_learner(run, "policy", which=str(step))
-    critic = load_learner(run, "critic", which=str(step))
+    learners = load_learners(run, [*arms], which=str(step), critic=critic)
+    every = list(dict.fromkeys(arm for group in arms.values() for arm in group))
+    jobs = make_jobs(every, len(record["seeds"]), counts)
     spec = Spec(**record["spec"])
-    outcomes = roll_out(record["env"], spec, policy, critic, jobs, workers, slots, seed)
+    outcomes = roll_out(env, spec, learners, jobs, workers, slots, seed)
     result = {
-        "env": record["env"],
+        "env": env,
         "run": str(run),
+        "critic": None if critic is None else str(critic),
         "checkpoint": step,
         "training_seeds": record["seeds"],
         "seed": seed,
         "episodes": counts,
-        **_summary(outcomes, weights, arms),
+        **_summary(outcomes, arms),
     }
     write_json(Path(run) / "eval.json", result)
     return result
 
 
+def _arms(
+    names: Sequence[str], weights: Sequence[float] | None, best_of: Sequence[int]
+) -> dict[str, list[Arm]]:
+    """Return every method's arms, the unguided policy's first."""
+    if weights is not None:
+        weights = checked_weights(weights)
+    methods = {ALIASES.get(name, name): find_method(name) for name in names}
+    if best_of and not any(method.samples != (1,) for method in methods.values()):
+        methods["bfn"] = find_method("bfn")
+    arms = {"bc": [Arm()]} if any("policy" in m.roles for m in methods.values()) else {}
+    for name, method in methods.items():
+        own = (method.weights if weights is None else weights) if method.weights else [0.0]
+        samples = sorted({*best_of}) if best_of and method.samples != (1,) else method.samples
+        arms[name] = [Arm(name, w, n) for n in samples for w in own]
+        if method.weights and "policy" in method.roles:
+            # Unguided it is the policy as it was cloned, whose episodes serve all methods.
+            arms[name] = [
+                Arm() if arm.weight == 0 and arm.samples == 1 else arm
+                for arm in [*arms[name], Arm()]
+            ]
+    return {name: list(dict.fromkeys(group)) for name, group in arms.items()}
+
+
+def make_jobs(arms: Sequence[Arm], seeds: int, counts: dict[str, int]) -> list[Job]:
+    """Return the jobs of all arms: `counts` episodes of each split for every training seed."""
+    return [
+        Job(arm, i, split, episode)
+        for split in counts
+        for episode in range(counts[split])
+        for arm in arms
+        for i in range(seeds)
+    ]
+
+
 def roll_out(
     env: str,
     spec: Spec,
-    policy: Learner,
-    critic: Learner,
+    learners: Learners,
     jobs: Sequence[Job],
     workers: int,
     slots: int,
@@ -147,24 +185,33 @@ def roll_out(
     """Run all jobs, `slots` at a time; one policy call serves all that run.
 
     Args:
-        policy: its arrays lead with the training-seed axis; so do the critic's.
+        learners: their arrays lead with the training-seed axis.
     """
     outcomes = {job: Outcome() for job in jobs}
     groups = collections.defaultdict(list)
     for job in jobs:
-        groups[job.arm.samples].append(job)
+        groups[job.arm.method, job.arm.samples].append(job)
     with progress() as bar, Workers(env, slots, workers) as pool:
         task = bar.add_task("evaluating", total=len(jobs), unit="episodes")
-        for samples, group in groups.items():
-            act = partial(_act, policy, critic, jax.random.key(seed), (samples, spec.chunk_action))
+        for (name, samples), group in groups.items():
+            act = actor(name, samples, learners, spec, seed)
             for _ in _pass(pool, act, spec, group, outcomes, slots, seed):
                 bar.advance(task)
     return outcomes
 
 
+def actor(name: str, samples: int, learners: Learners, spec: Spec, seed: int) -> Callable:
+    """Return (obs, weight, start, turn) -> (actions, fallbacks), all [seed, row], of a method."""
+    method = find_method(name)
+    roles = {*method.roles} | ({"critic"} if samples > 1 else set())
+    used = {role: learners[role] for role in learners if role in roles}
+    shape = (samples, noise_size(method, used, spec))
+    return partial(_act, method, used, jax.random.key(seed), shape)
+
+
 def _pass(
     pool: Workers,
-    act: Callable[..., Float[Array, "seed row action"]],
+    act: Callable,
     spec: Spec,
     jobs: Sequence[Job],
     outcomes: dict[Job, Outcome],
@@ -182,12 +229,13 @@ def _pass(
     while True:
         requests: dict[int, tuple[str, Any]] = {}
         if any(running):
-            chunks = np.asarray(act(obs, weight, start, turn))
+            chunks, fallbacks = map(np.asarray, act(obs, weight, start, turn))
             chunks = chunks.reshape(-1, spec.chunk, spec.action)
         for slot, job in enumerate(running):
             queue, at = queues[slot // rows], divmod(slot, rows)
             if job is not None:
                 requests[slot] = ("act", chunks[slot])
+                outcomes[job].fallbacks += int(fallbacks[divmod(slot, rows)])
             elif queue:
                 job = running[slot] = queue.popleft()
                 weight[at], start[at], turn[at] = job.arm.weight, job.start, -1
@@ -206,26 +254,25 @@ def _pass(
 
 @eqx.filter_jit
 def _act(
-    policy: Learner,
-    critic: Learner,
+    method: Method,
+    learners: Learners,
     key: PRNGKeyArray,
     shape: tuple[int, int],
     obs: Float[Array, "seed row obs"],
     weight: Float[Array, "seed row"],
     start: Int[Array, "seed row"],
     turn: Int[Array, "seed row"],
-) -> Float[Array, "seed row action"]:
+) -> tuple[Float[Array, "seed row action"], Int[Array, "seed row"]]:
     def noise(start: Int[Array, ""], turn: Int[Array, ""]) -> Float[Array, "n action"]:
         one = jax.random.fold_in(jax.random.fold_in(key, start), turn)
         return jax.random.normal(one, shape)
 
-    arrays, static = eqx.partition((policy, critic), eqx.is_array)
+    arrays, static = eqx.partition(learners, eqx.is_array)
 
-    def act(one: tuple) -> Float[Array, "row action"]:
+    def act(one: tuple) -> tuple[Float[Array, "row action"], Int[Array, " row"]]:
         arrays, obs, weight, start, turn = one
-        policy, critic = eqx.combine(arrays, static)
         noises = jax.vmap(noise, out_axes=1)(start, turn)
-        return sample_actions(policy, critic, obs, noises, weight)
+        return sample_actions(method, eqx.combine(arrays, static), obs, noises, weight)
 
     # Not vmap: it would turn the critic's choice of rows into doing all choices.
     return jax.lax.map(act, (arrays, obs, weight, start, turn))
@@ -236,7 +283,8 @@ def _env_seed(seed: int, start: int) -> int:
     return int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
 
 
-def _checked_weights(weights: Sequence[float]) -> list[float]:
+def checked_weights(weights: Sequence[float]) -> list[float]:
+    """Return the weights in rising order, 0 among them. UserError if one is not a weight."""
     for weight in weights:
         if not (math.isfinite(weight) and weight >= 0):
             raise UserError(
@@ -245,75 +293,103 @@ def _checked_weights(weights: Sequence[float]) -> list[float]:
     return sorted({0.0, *weights})
 
 
-def format_result(result: dict) -> str:
-    """Return a small table of an evaluation: every weight, and every N of best-of-N."""
-    lines = [f"{'':>12} {'tune':>8} {'test':>8} {'95% interval':>15} {'return':>9} {'length':>7}"]
-
-    def line(name: str, tune: str, test: dict) -> str:
-        low, high = test["ci95"]
-        return (
-            f"{name:>12} {tune:>8} {test['success']:8.1%} {f'{low:.1%} {high:.1%}':>15} "
-            f"{test['return']:9.1f} {test['length']:7.1f}"
-        )
-
-    for row in result["weights"]:
-        lines.append(line(f"w = {row['weight']:g}", f"{row['tune']['success']:.1%}", row["test"]))
-    for row in result["best_of"]:
-        lines.append(line(f"best of {row['samples']}", "", row["test"]))
-    low, high = result["qgf"]["difference_ci95"]
-    lines.append(
-        f"chosen w = {result['chosen_weight']:g}: {result['qgf']['difference']:+.1%} over w = 0 "
-        f"on {result['qgf']['episodes']} paired test episodes "
-        f"(95% interval {low:+.1%} to {high:+.1%})"
+def table(
+    outcomes: dict[Job, Outcome], arm: Arm, split: str
+) -> Float[np.ndarray, "seed episode 4"]:
+    """Return success, return, length and fallbacks of an arm's episodes."""
+    rows = sorted(
+        (job.seed, job.episode, *dataclasses.astuple(outcome))
+        for job, outcome in outcomes.items()
+        if job.arm == arm and job.split == split
     )
-    return "\n".join(lines)
+    seeds = 1 + rows[-1][0]
+    return np.array(rows, float)[:, 2:].reshape(seeds, -1, 4)
 
 
-def _summary(outcomes: dict[Job, Outcome], weights: Sequence[float], arms: Sequence[Arm]) -> dict:
-    """Return the figures of every arm, the weight chosen on "tune", and its gain on "test"."""
+def figures(data: Float[np.ndarray, "seed episode 4"]) -> dict:
+    """Return the summary of a `table`."""
+    wins = data[..., 0]
+    return {
+        "success": wins.mean(),
+        "ci95": wilson_interval(int(wins.sum()), wins.size),
+        "return": data[..., 1].mean(),
+        "length": data[..., 2].mean(),
+        "episodes": wins.size,
+        "success_per_seed": wins.mean(1).tolist(),
+        "fallbacks": int(data[..., 3].sum()),
+    }
 
-    def table(arm: Arm, split: str) -> np.ndarray:
-        """Return [seed, episode] rows of (success, return, length)."""
-        rows = sorted(
-            (job.seed, job.episode, *dataclasses.astuple(outcome))
-            for job, outcome in outcomes.items()
-            if job.arm == arm and job.split == split
-        )
-        seeds = 1 + rows[-1][0]
-        return np.array(rows, float)[:, 2:].reshape(seeds, -1, 3)
 
-    def figures(arm: Arm, split: str) -> dict:
-        data = table(arm, split)
-        wins = data[..., 0]
-        return {
-            "success": wins.mean(),
-            "ci95": wilson_interval(int(wins.sum()), wins.size),
-            "return": data[..., 1].mean(),
-            "length": data[..., 2].mean(),
-            "episodes": wins.size,
-            "success_per_seed": wins.mean(1).tolist(),
-        }
+def choose(rows: Sequence[dict]) -> dict:
+    """Return the row with the best tune episodes.
+
+    Ties go to the higher return, then to the smaller weight, which stays nearer the data.
+    """
+    return max(rows, key=lambda r: (r["tune"]["success"], r["tune"]["return"], -r["weight"]))
+
+
+def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]]) -> dict:
+    """Return the figures of every arm; what "tune" chooses for a method, and its gain on "test"."""
+
+    def row(arm: Arm) -> dict:
+        splits = {split: figures(table(outcomes, arm, split)) for split in SPLITS}
+        splits["test"] |= gain(arm)
+        return {"weight": arm.weight, "samples": arm.samples, **splits}
 
     def gain(arm: Arm) -> dict:
-        ours, theirs = (table(a, "test")[..., 0] > 0 for a in (arm, Arm()))
+        if "bc" not in arms or arm == Arm():
+            return {}
+        ours, theirs = (table(outcomes, a, "test")[..., 0] > 0 for a in (arm, Arm()))
         mean, interval = paired_difference(ours, theirs)
         return {"difference": mean, "difference_ci95": interval}
 
-    rows = [
-        {"weight": w, "tune": figures(Arm(w), "tune"), "test": figures(Arm(w), "test")}
-        for w in weights
-    ]
-    # Ties go to the higher return, then to the smaller weight, which stays nearer the data.
-    best = max(rows, key=lambda r: (r["tune"]["success"], r["tune"]["return"], -r["weight"]))
-    chosen = best["weight"]
-    return {
-        "weights": rows,
-        "chosen_weight": chosen,
-        "bc": figures(Arm(), "test"),
-        "qgf": {"weight": chosen, **best["test"], **gain(Arm(chosen))},
-        "best_of": [
-            {"samples": arm.samples, "test": {**figures(arm, "test"), **gain(arm)}}
-            for arm in arms
-            if arm.samples > 1
-        ],
-    }
+    methods = {}
+    for name, group in arms.items():
+        by_arm = {arm: row(arm) for arm in sorted(group, key=lambda a: (a.samples, a.weight))}
+        best = choose([*by_arm.values()])
+        arm = next(arm for arm, settings in by_arm.items() if settings is best)
+        methods[name] = {
+            "weight": arm.weight,
+            "samples": arm.samples,
+            "test": best["test"],
+            "settings": [*by_arm.values()],
+        }
+    summary: dict[str, Any] = {"methods": methods}
+    if "bc" in methods:
+        summary["bc"] = methods["bc"]["test"]
+    if "qgf" in methods:
+        ours = methods["qgf"]
+        summary |= {"weights": ours["settings"], "chosen_weight": ours["weight"]}
+        summary["qgf"] = {"weight": ours["weight"], **ours["test"]}
+    return summary
+
+
+def format_result(result: dict) -> str:
+    """Return a small table of an evaluation: every setting, and what was chosen."""
+    lines = [f"{'':>34} {'tune':>8} {'test':>8} {'95% interval':>15} {'return':>9} {'length':>7}"]
+    chosen = []
+    for name, method in result["methods"].items():
+        for row in method["settings"]:
+            test, (low, high) = row["test"], row["test"]["ci95"]
+            lines.append(
+                f"{_label(name, row):>34} {row['tune']['success']:8.1%} {test['success']:8.1%} "
+                f"{f'{low:.1%} {high:.1%}':>15} {test['return']:9.1f} {test['length']:7.1f}"
+            )
+        if "difference" in method["test"]:
+            low, high = method["test"]["difference_ci95"]
+            chosen.append(
+                f"chosen {_label(name, method)}: {method['test']['difference']:+.1%} over BC "
+                f"on {method['test']['episodes']} paired test episodes "
+                f"(95% interval {low:+.1%} to {high:+.1%})"
+            )
+        if method["test"]["fallbacks"]:
+            chosen.append(
+                f"{name}: {method['test']['fallbacks']} denoising steps went unguided because a "
+                "gradient was not finite"
+            )
+    return "\n".join([*lines, *chosen])
+
+
+def _label(name: str, row: dict) -> str:
+    weight = f" {find_method(name).tuned} = {row['weight']:g}" if find_method(name).weights else ""
+    return name + weight + (f" of {row['samples']}" if row["samples"] > 1 else "")

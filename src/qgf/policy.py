@@ -1,75 +1,147 @@
 """A trained run as a policy: `load(RUN).act(obs, key=…, weight=…)`."""
 
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qgf._files import read_json
 from qgf.checkpoint import load_learner, load_record
 from qgf.config import Spec
+from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.flow import euler
-from qgf.guidance import guided_sample
 from qgf.learners import Learner
-from qgf.search import best_of_n
+from qgf.methods import Learners, Method, find_method
+from qgf.search import highest_q
 
 
 def sample_actions(
-    policy: Learner,
-    critic: Learner,
+    method: Method,
+    learners: Learners,
     obs: Float[Array, "batch obs"],
-    noise: Float[Array, "n batch action"],
+    noise: Float[Array, "n batch draws"],
     weight: Float[Array, " batch"],
-) -> Float[Array, "batch action"]:
-    """Return guided action chunks; of n > 1 samples for each row, the one with the highest Q."""
-    sample = partial(
-        guided_sample,
-        policy.velocity,
-        critic.critic,
-        steps=policy.config.denoise_steps,
+) -> tuple[Float[Array, "batch action"], Int[Array, " batch"]]:
+    """Return action chunks, and for each row how many steps a bad gradient left unguided.
+
+    Of n > 1 samples for each row the one with the highest Q is returned.
+
+    Args:
+        noise: `noise_size` draws of N(0, I) for every sample and row.
+    """
+    n, batch, size = noise.shape
+    if n == 1:
+        return method.act(learners, obs, noise[0], weight)
+    actions, fallbacks = method.act(
+        learners, jnp.tile(obs, (n, 1)), noise.reshape(n * batch, size), jnp.tile(weight, n)
     )
-    if len(noise) == 1:
-        return sample(obs, noise[0], weight)
-    weights = jnp.tile(weight, len(noise))
-    return best_of_n(lambda o, z: sample(o, z, weights), critic.critic, obs, noise)
+    best = highest_q(learners["critic"].critic, obs, actions.reshape(n, batch, -1))
+    return best, fallbacks.reshape(n, batch).sum(0)
+
+
+def noise_size(method: Method, learners: Learners, spec: Spec) -> int:
+    """Return how many draws of N(0, 1) one action chunk of a method takes."""
+    steps = learners[method.roles[0]].config.denoise_steps
+    return spec.chunk_action * (1 + steps if method.stochastic else 1)
+
+
+def load_learners(
+    run: Path,
+    methods: Sequence[str],
+    *,
+    which: str = "last",
+    seeds: list[int] | None = None,
+    critic: Path | None = None,
+    choose: bool = False,
+) -> Learners:
+    """Return the learners of a run that the named methods act with, by role.
+
+    Args:
+        critic: another run, whose critic takes the place of the run's own.
+        choose: the critic is needed too, to choose among samples.
+
+    Raises:
+        UserError: no such method, run, checkpoint or seed, or a learner is missing.
+    """
+    record = load_record(run)
+    seeds = record["seeds"] if seeds is None else seeds
+    wanted = {role: name for name in methods for role in find_method(name).roles}
+    if choose:
+        wanted.setdefault("critic", methods[0])
+    learners = {}
+    for role, name in wanted.items():
+        if role == "critic" and critic is not None:
+            learners[role] = _other_critic(critic, record, seeds)
+        elif role in record["learners"] or role in record["borrowed"]:
+            learners[role] = load_learner(run, role, which=which, seeds=seeds)
+        else:
+            raise UserError(f"{run} has no {role}, which {name} needs; {_how(run, record, name)}")
+    return learners
+
+
+def _how(run: Path, record: dict, name: str) -> str:
+    if EnvName.parse(record["env"]).singletask:
+        return f"train it with `qgf train --method {name} --base {run} --out …`"
+    return f"train it with `qgf train --env …-singletask-taskN-v0 --policy {run} --out …`"
+
+
+def _other_critic(run: Path, record: dict, seeds: list[int]) -> Learner:
+    other = load_record(run)
+    same_env = not EnvName.parse(record["env"]).singletask or other["env"] == record["env"]
+    if other["spec"] != record["spec"] or not same_env:
+        raise UserError(
+            f"the critic of {run} is of {other['env']} with {other['spec']}, "
+            f"the run of {record['env']} with {record['spec']}"
+        )
+    return load_learner(run, "critic", seeds=seeds)
 
 
 _sample = eqx.filter_jit(sample_actions)
-_unguided = eqx.filter_jit(
-    lambda policy, obs, noise: euler(policy.velocity, obs, noise, steps=policy.config.denoise_steps)
-)
 
 
 class Policy:
-    """A flow policy with the critic that guides it, for one training seed."""
+    """A run's learners as something that acts, for one training seed."""
 
     def __init__(
-        self, run: str | Path, *, checkpoint: str = "last", seed: int | None = None
+        self,
+        run: str | Path,
+        *,
+        method: str | None = None,
+        critic: str | Path | None = None,
+        checkpoint: str = "last",
+        seed: int | None = None,
     ) -> None:
-        """Read a run's policy and, when it has one, its critic.
+        """Read what a method needs of a run.
 
         Args:
+            method: a name of METHODS; by default the one the run was trained for, or "bc"
+                when it has no critic.
+            critic: another run, whose critic takes the place of this run's own.
             checkpoint: "last", "best" or a step's number.
             seed: one of the run's training seeds; the first by default.
 
         Raises:
-            UserError: no such run, checkpoint or seed.
+            UserError: no such method, run, checkpoint or seed, or a learner is missing.
         """
         self.run = Path(run)
         record = load_record(self.run)
         self.spec = Spec(**record["spec"])
-        seeds = record["seeds"][:1] if seed is None else [seed]
-        policy = load_learner(self.run, "policy", which=checkpoint, seeds=seeds)
-        self._policy = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, policy)
-        self._critic = None
-        if "critic" in record["learners"]:
-            critic = load_learner(self.run, "critic", which=checkpoint, seeds=seeds)
-            self._critic = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, critic)
+        has_critic = critic is not None or "critic" in record["learners"] | record["borrowed"]
+        self.name = method or (record["method"] if has_critic else "bc")
+        self._method = find_method(self.name)
+        learners = load_learners(
+            self.run,
+            [self.name],
+            which=checkpoint,
+            seeds=record["seeds"][:1] if seed is None else [seed],
+            critic=None if critic is None else Path(critic),
+            choose=has_critic,
+        )
+        self._learners = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, learners)
 
     def act(
         self,
@@ -83,13 +155,14 @@ class Policy:
 
         Args:
             key: a JAX key; the same key gives the same actions.
-            weight: guidance weight, one or one per row; by default the weight that
-                `qgf eval` chose for this run. 0 is the policy as it was cloned.
+            weight: guidance weight (or what else the method is tuned by), one or one per row;
+                by default what `qgf eval` chose for this run. For a guided flow 0 is the
+                policy as it was cloned.
             samples: of so many samples the one with the highest Q is returned.
 
         Raises:
             UserError: an observation of another size or not finite, a weight below 0, no
-                critic to guide with, or no weight given nor chosen.
+                critic to guide or choose with, or no weight given nor chosen.
         """
         obs = np.asarray(obs, np.float32)
         if obs.shape[-1:] != (self.spec.obs,) or not np.isfinite(obs).all():
@@ -100,25 +173,18 @@ class Policy:
         if samples < 1:
             raise UserError(f"samples must be at least 1, got {samples}")
         weights = self._weights(weight, obs.shape[:-1]).ravel()
+        if "critic" not in self._learners and (weights.any() or samples > 1):
+            raise UserError(f"{self.run} has no critic, so only weight 0 and one sample work")
         batch = obs.reshape(-1, self.spec.obs)
-        noise = jax.random.normal(key, (samples, len(batch), self.spec.chunk_action))
-        if self._critic is None:
-            if weights.any() or samples > 1:
-                raise UserError(f"{self.run} has no critic, so only weight 0 and one sample work")
-            actions = _unguided(self._policy, batch, noise[0])
-        else:
-            actions = _sample(self._policy, self._critic, batch, noise, weights)
+        size = noise_size(self._method, self._learners, self.spec)
+        noise = jax.random.normal(key, (samples, len(batch), size))
+        actions, _ = _sample(self._method, self._learners, batch, noise, weights)
         shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
         return np.asarray(actions).reshape(shape)
 
     def _weights(self, weight: float | np.ndarray | None, batch: tuple[int, ...]) -> np.ndarray:
         if weight is None:
-            path = self.run / "eval.json"
-            if not path.exists():
-                raise UserError(
-                    f"{self.run} has no chosen weight yet; give one or run `qgf eval {self.run}`"
-                )
-            weight = read_json(path)["chosen_weight"]
+            weight = self._chosen() if self._method.weights else 0.0
         weights = np.asarray(weight, np.float32)
         if weights.shape not in ((), batch):
             raise UserError(f"weight has shape {weights.shape} for observations of {batch}")
@@ -128,6 +194,16 @@ class Policy:
                 f"a guidance weight must be a finite number of at least 0, got {weight}"
             )
         return weights
+
+    def _chosen(self) -> float:
+        path = self.run / "eval.json"
+        chosen = read_json(path)["methods"].get(self.name) if path.exists() else None
+        if chosen is None:
+            raise UserError(
+                f"{self.run} has no chosen weight yet; give one or run "
+                f"`qgf eval {self.run} --method {self.name}`"
+            )
+        return chosen["weight"]
 
 
 load = Policy

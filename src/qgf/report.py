@@ -20,14 +20,14 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qgf._files import read_json
 from qgf._page import Page, data_url
-from qgf.checkpoint import load_learner, load_record
+from qgf.checkpoint import load_record
 from qgf.config import PRESETS
 from qgf.data.dataset import Dataset
 from qgf.data.manifest import Manifest, read_manifest
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.learners import Learner
-from qgf.policy import sample_actions
+from qgf.methods import METHODS, Learners
+from qgf.policy import load_learners, sample_actions
 from qgf.video import film
 
 STATES = 1000
@@ -82,7 +82,7 @@ def _headline(page: Page, result: dict) -> None:
     )
     page.add(f'<p class="result">{_verdict(result)}</p>')
     rows = [("BC (w = 0)", result["bc"], "")]
-    rows += [(f"best of {row['samples']}", row["test"], "") for row in result["best_of"]]
+    rows += [(f"best of {row['samples']}", row["test"], "") for row in _best_of(result)]
     rows += [(f"QGF (w = {result['chosen_weight']:g})", result["qgf"], ' class="chosen"')]
     names = ("Success", "95% interval", "Minus BC", "95% interval", "Episodes")
     heads = "".join(f'<th class="n">{name}</th>' for name in names)
@@ -231,15 +231,16 @@ def _sample_q(
 
     @eqx.filter_jit
     @eqx.filter_vmap
-    def q(policy: Learner, critic: Learner) -> Float[Array, "actions state"]:
+    def q(learners: Learners) -> Float[Array, "actions state"]:
         sampled = [
-            sample_actions(policy, critic, batch.obs, noise, jnp.full(len(rows), w))
+            sample_actions(METHODS["qgf"], learners, batch.obs, noise, jnp.full(len(rows), w))[0]
             for w in (0.0, weight)
         ]
-        return jnp.stack([critic.critic(batch.obs, a) for a in (batch.action, *sampled)])
+        critic = learners["critic"].critic
+        return jnp.stack([critic(batch.obs, a) for a in (batch.action, *sampled)])
 
-    learners = (load_learner(run, name, which=checkpoint) for name in ("policy", "critic"))
-    return np.concatenate(np.asarray(q(*learners)), axis=1)
+    learners = load_learners(run, ["qgf"], which=checkpoint)
+    return np.concatenate(np.asarray(q(learners)), axis=1)
 
 
 def _manifest(record: dict) -> Manifest:
@@ -338,8 +339,8 @@ def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
         "Trained on": record["device"],
         "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     }
-    if record["policy"]:
-        facts["Policy"] = f"taken from {record['policy']['run']}"
+    for role, source in record["borrowed"].items():
+        facts[role.capitalize()] = f"taken from {source['run']}"
     page.add("<h2>What was run</h2>")
     page.add('<table class="facts">')
     for name, value in facts.items():
@@ -369,19 +370,30 @@ def _commands(run: Path, record: dict, result: dict, manifest: Manifest | None) 
     options = {"env": record["env"], "data": folder, "out": run, "preset": preset}
     seeds = ",".join(map(str, record["seeds"]))
     options |= {"seeds": seeds} if len(record["seeds"]) > 1 else {"seed": seeds}
-    if record["policy"]:
-        options["policy"] = record["policy"]["run"]
+    sources = {role: source["run"] for role, source in record["borrowed"].items()}
+    if record["method"] != "qgf":
+        options["method"] = record["method"]
+        options |= {"base": next(iter(sources.values()))} if sources else {}
+    elif sources:
+        options["policy"] = sources["policy"]
     commands.append(["qgf", "train", *_flags(options | changes[preset])])
-    evaluation = ["qgf", "eval", str(run), "--weights"]
+    methods = [name for name in result["methods"] if name not in ("bc", "qgf", "bfn")]
+    evaluation = ["qgf", "eval", str(run)]
+    evaluation += ["--method", "qgf", *methods] if methods else []
+    evaluation.append("--weights")
     evaluation += [f"{row['weight']:g}" for row in result["weights"]]
-    if result["best_of"]:
-        evaluation += ["--best-of", *(str(row["samples"]) for row in result["best_of"])]
+    if _best_of(result):
+        evaluation += ["--best-of", *(str(row["samples"]) for row in _best_of(result))]
     counts = result["episodes"]
     options = {"episodes": counts["test"], "tune_episodes": counts["tune"]}
     options |= {"seed": result["seed"], "checkpoint": result["checkpoint"]}
     commands.append([*evaluation, *_flags(options)])
     commands.append(["qgf", "report", str(run)])
     return [shlex.join(command) for command in commands]
+
+
+def _best_of(result: dict) -> list[dict]:
+    return result["methods"]["bfn"]["settings"] if "bfn" in result["methods"] else []
 
 
 def _flags(options: dict) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from qgf._files import atomic_open, write_json
 from qgf._progress import progress
-from qgf._update import State, create_state, train_steps, validation_losses
+from qgf._update import Fixed, Learners, State, create_state, train_steps, validation_losses
 from qgf.checkpoint import (
     find_checkpoint,
     list_checkpoints,
@@ -36,7 +36,8 @@ from qgf.data.dataset import Chunks, Dataset, rotation
 from qgf.data.manifest import load_manifest
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.learners import Learner
+from qgf.learners import LEARNERS, Learner
+from qgf.methods import find_method, kinds_of
 
 Logger = Literal["none", "tensorboard", "wandb"]
 
@@ -53,7 +54,7 @@ class _Run:
     config: Config
     dataset: Dataset
     seeds: jax.Array
-    names: list[str]
+    frozen: Learners
 
 
 def train(
@@ -63,17 +64,21 @@ def train(
     config: Config,
     *,
     seeds: Sequence[int] = (0,),
+    method: str = "qgf",
     policy: Path | None = None,
+    base: Path | None = None,
     resume: bool = False,
     logger: Logger = "none",
 ) -> None:
-    """Train a flow policy (BC) and a critic (IQL) side by side; write the run to `out`.
+    """Train all learners a method acts with, side by side; write the run to `out`.
 
     Args:
         env: a single-task environment; or one without a task, to train the policy alone.
         data: a folder of OGBench-layout shards.
         seeds: all are trained at once, in one compiled program.
-        policy: a run whose policy is taken as it is, so that only the critic is trained.
+        method: a name of METHODS; "qgf" is a flow policy (BC) and a critic (IQL).
+        policy: a run whose policy is taken as it is.
+        base: a run of which every learner the method needs is taken as it is.
         resume: continue the run in `out`; a larger config.steps prolongs it.
 
     Raises:
@@ -88,30 +93,31 @@ def train(
     dataset = Dataset(manifest, env, chunk=config.chunk, discount=config.discount)
     validation = jax.device_put(dataset.validation())
     spec = Spec(validation.obs.shape[1], validation.action.shape[1], config.chunk)
-    names = _names(env, policy)
-    record = _record(env, dataset, spec, config, seeds, policy)
+    sources = _sources(env, method, policy, base)
+    record = _record(env, method, dataset, spec, config, seeds, sources)
     start = _find_start(out, record, resume)
     step = 0 if start is None else int(start.name)
     rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
     # All that can be wrong shows itself here, before anything is written.
     rotating = itertools.chain([next(rotating)], rotating)
     package = _logger_package(logger)
-    borrowed = None
-    if policy is not None and start is None:
-        borrowed, record["policy"] = _borrow_policy(policy, record)
-    elif policy is not None:
-        record["policy"] = load_record(out)["policy"]
-    write_json(out / "config.json", record)
-    if borrowed is not None:
-        save_arrays(out / "policy.safetensors", borrowed)
+    if start is None:
+        frozen = {role: _borrow(role, source, record) for role, source in sources.items()}
+        write_json(out / "config.json", record)
+        for role, learner in frozen.items():
+            save_arrays(out / f"{role}.safetensors", learner)
+    else:
+        record["borrowed"] = load_record(out)["borrowed"]
+        write_json(out / "config.json", record)
+        frozen = {role: load_learner(out, role) for role in sources}
 
-    run = _Run(out, config, dataset, jnp.asarray(seeds), names)
-    state = create_state(names, spec, config, run.seeds)
+    run = _Run(out, config, dataset, jnp.asarray(seeds), frozen)
+    state = create_state(record["learners"], spec, config, run.seeds)
     if start is not None:
         state = State(
             {
-                name: load_arrays(start / f"{name}.safetensors", state.learners[name])
-                for name in names
+                role: load_arrays(start / f"{role}.safetensors", learner)
+                for role, learner in state.learners.items()
             },
             load_arrays(start / "optimizer.safetensors", state.optimizer),
         )
@@ -141,7 +147,8 @@ def _loop(
             # A run prolonged from an odd step falls into step with log_every and the like.
             count = config.dispatch_steps - step % config.dispatch_steps
             count = min(count, config.steps - step)
-            state, metrics = train_steps((data, run.seeds, config), state, jnp.asarray(step), count)
+            fixed = Fixed(data, run.seeds, config, run.frozen)
+            state, metrics = train_steps(fixed, state, jnp.asarray(step), count)
             window.append({k: np.asarray(v) for k, v in metrics.items()})
             step += count
             _check_finite(run, window[-1], step)
@@ -158,7 +165,9 @@ def _loop(
                 )
                 window = []
             if step % config.validate_every == 0 or checkpoint:
-                losses = validation_losses(validation, state.learners, config.batch_size)
+                losses = validation_losses(
+                    validation, state.learners, run.frozen, config.batch_size
+                )
                 losses = {k: np.asarray(v) for k, v in losses.items()}
                 _check_finite(run, losses, step)
                 log("validation", step, losses)
@@ -201,34 +210,65 @@ def _diverged(run: _Run, what: str, step: int) -> None:
     )
 
 
-def _names(env: str, policy: Path | None) -> list[str]:
-    if not EnvName.parse(env).singletask:
-        if policy is not None:
-            raise UserError(
-                f"{env} names no task, so there is no critic to train on the policy of {policy}; "
-                "use …-singletask-taskN-v0"
-            )
-        return ["policy"]
-    return ["policy", "critic"] if policy is None else ["critic"]
+def _kinds(env: str, method: str) -> dict[str, str]:
+    """Return the kind of every learner that the method needs, by role."""
+    kinds = kinds_of(find_method(method))
+    if EnvName.parse(env).singletask:
+        return kinds
+    # Without a task there is no critic, and nothing that learns from one.
+    free = {
+        role: kind
+        for role, kind in kinds.items()
+        if role != "critic" and "critic" not in LEARNERS[kind].needs
+    }
+    if not {*find_method(method).roles} - {"critic"} <= free.keys():
+        raise UserError(
+            f"{env} names no task, so there is no critic for {method} to learn from; "
+            "use …-singletask-taskN-v0"
+        )
+    return free
+
+
+def _sources(env: str, method: str, policy: Path | None, base: Path | None) -> dict[str, Path]:
+    """Return the run that each borrowed learner comes from, by role."""
+    kinds = _kinds(env, method)
+    sources = {}
+    if base is not None:
+        other = load_record(base)
+        theirs = other["learners"] | {k: v["kind"] for k, v in other["borrowed"].items()}
+        sources = {role: base for role, kind in kinds.items() if theirs.get(role) == kind}
+    if policy is not None:
+        sources["policy"] = policy
+    if kinds.keys() <= sources.keys():
+        raise UserError(
+            f"nothing is left to train for {method} on {env}; evaluate with `qgf eval` or, for a "
+            "critic, name a task: …-singletask-taskN-v0"
+        )
+    return sources
 
 
 def _record(
     env: str,
+    method: str,
     dataset: Dataset,
     spec: Spec,
     config: Config,
     seeds: Sequence[int],
-    policy: Path | None,
+    sources: dict[str, Path],
 ) -> dict:
     """Return config.json: all that the run's numbers depend on."""
+    kinds = _kinds(env, method)
     packages = ("qgf", "jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco")
     return {
         "env": env,
+        "method": method,
         "seeds": list(seeds),
         "config": dataclasses.asdict(config),
         "spec": spec._asdict(),
-        "policy": None if policy is None else {"run": str(policy.resolve())},
-        "learners": _names(env, policy),
+        "learners": {role: kind for role, kind in kinds.items() if role not in sources},
+        "borrowed": {
+            role: {"run": str(run.resolve()), "kind": kinds[role]} for role, run in sources.items()
+        },
         "data": {
             "folder": str(dataset.manifest.folder.resolve()),
             "name": dataset.manifest.name,
@@ -272,26 +312,27 @@ def _differences(old: dict, new: dict) -> str:
     def flat(record: dict) -> dict[str, Any]:
         config = {k: v for k, v in record["config"].items() if k != "steps"}
         data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
-        policy = (record["policy"] or {}).get("run")
-        return config | data | {"env": record["env"], "seeds": record["seeds"], "policy": policy}
+        borrowed = {role: source["run"] for role, source in record["borrowed"].items()}
+        return config | data | borrowed | {k: record[k] for k in ("env", "method", "seeds")}
 
     a, b = flat(old), flat(new)
     names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
     return ", ".join(f"{name} was {a.get(name)}, now {b.get(name)}" for name in names)
 
 
-def _borrow_policy(policy: Path, record: dict) -> tuple[Learner, dict]:
-    """Return another run's policy, of the same seeds, and config.json's note of it."""
-    other = load_record(policy)
+def _borrow(role: str, run: Path, record: dict) -> Learner:
+    """Return another run's learner, of the same seeds; note its settings in `record`."""
+    other = load_record(run)
     for name, ours, theirs in (
         ("data", record["data"]["name"], other["data"]["name"]),
         ("chunk", record["config"]["chunk"], other["config"]["chunk"]),
+        ("env", record["env"], record["env"] if role == "policy" else other["env"]),
     ):
         if ours != theirs:
-            raise UserError(f"the policy of {policy} has {name} {theirs}, this run {ours}")
-    learner = load_learner(policy, "policy", seeds=record["seeds"])
-    source = other["policy"] or other
-    return learner, {**record["policy"], "config": source["config"]}
+            raise UserError(f"the {role} of {run} has {name} {theirs}, this run {ours}")
+    source = other["borrowed"].get(role, other)
+    record["borrowed"][role] |= {"config": source["config"]}
+    return load_learner(run, role, seeds=record["seeds"])
 
 
 def _truncate_metrics(path: Path, step: int) -> None:

@@ -7,11 +7,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import imageio_ffmpeg
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -19,10 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 from qgf._files import atomic_open
 from qgf._progress import progress
 from qgf._workers import Reply, Workers
-from qgf.checkpoint import load_learner, load_record
+from qgf.checkpoint import load_record
 from qgf.config import Spec
 from qgf.errors import UserError
-from qgf.evaluate import Arm, Job, _act, _checked_weights, _env_seed
+from qgf.evaluate import Arm, Job, _env_seed, actor, checked_weights
+from qgf.policy import load_learners
 
 CAMERA = "front_pixels"
 SIZE = 320
@@ -73,17 +72,14 @@ def film(
         UserError: no such run, critic or checkpoint, a bad weight or episode, `out` cannot be
             written, or this machine cannot render.
     """
-    _checked_weights(weights)
+    checked_weights(weights)
     if not weights or episode < 0:
         raise UserError(f"to film, give a weight and an episode of at least 0, got {episode}")
     record = load_record(run)
     spec = Spec(**record["spec"])
-    policy, critic = (
-        load_learner(run, name, which=checkpoint, seeds=record["seeds"][:1])
-        for name in ("policy", "critic")
-    )
-    act = partial(_act, policy, critic, jax.random.key(seed), (1, spec.chunk_action))
-    takes = [_Take(Job(Arm(w), 0, "test", episode)) for w in dict.fromkeys(weights)]
+    learners = load_learners(run, ["qgf"], which=checkpoint, seeds=record["seeds"][:1])
+    act = actor("qgf", 1, learners, spec, seed)
+    takes = [_Take(Job(Arm("qgf", w), 0, "test", episode)) for w in dict.fromkeys(weights)]
     _shoot(record["env"], spec, act, takes, seed)
     film = _encode(_side_by_side(takes), STEPS_PER_SECOND / spec.chunk)
     with atomic_open(out) as file:
@@ -111,7 +107,7 @@ def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: in
                 obs[0, i] = reply.obs
                 takes[i].add(reply, pictures[i])
             bar.advance(task, len(pictures))
-            chunks = np.asarray(act(obs, weight, start, turn))
+            chunks = np.asarray(act(obs, weight, start, turn)[0])
             chunks = chunks.reshape(count, spec.chunk, spec.action)
             requests = {i: ("act", chunks[i]) for i, r in replies.items() if not r.done}
             turn += 1

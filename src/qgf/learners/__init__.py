@@ -13,7 +13,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch
 from qgf.learners.bc import BC
+from qgf.learners.bootstrapped import Bootstrapped
+from qgf.learners.cfgrl import CFGRL
+from qgf.learners.dac import DAC
+from qgf.learners.distill import Distilled
+from qgf.learners.edp import EDP
+from qgf.learners.fql import FQL
 from qgf.learners.iql import IQL
+from qgf.learners.qam import QAM
+from qgf.learners.qsm_bc import QSM
+from qgf.learners.robust_q import RobustQ
 
 
 @runtime_checkable
@@ -39,4 +48,16 @@ class Learner(Protocol):
 
 # A run's learners have roles; a role's learner is of the kind of the same name, but for these.
 DEFAULT_KINDS = {"policy": "bc", "critic": "iql"}
-LEARNERS: dict[str, type[Learner]] = {"bc": BC, "iql": IQL}
+LEARNERS: dict[str, type[Learner]] = {
+    "bc": BC,
+    "iql": IQL,
+    "bootstrapped": Bootstrapped,
+    "robust-q": RobustQ,
+    "distill": Distilled,
+    "cfgrl": CFGRL,
+    "fql": FQL,
+    "edp": EDP,
+    "qam": QAM,
+    "dac": DAC,
+    "qsm-bc": QSM,
+}

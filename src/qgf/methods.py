@@ -1,0 +1,328 @@
+"""Every method by name: what it needs, how it acts, what it costs. A new one is one line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from qgf.errors import UserError, nearest
+from qgf.flow import euler
+from qgf.guidance import ESTIMATORS, guided_sample_counting
+from qgf.learners import DEFAULT_KINDS, LEARNERS
+from qgf.search import gradient_steps
+
+Learners = dict[str, Any]
+Sampled = tuple[Float[Array, "batch action"], Int[Array, " batch"]]
+Act = Callable[
+    [
+        Learners,
+        Float[Array, "batch obs"],
+        Float[Array, "batch draws*action"],
+        Float[Array, " batch"],
+    ],
+    Sampled,
+]
+Kind = Literal["test-time", "extra network", "train-time"]
+
+GUIDANCE = (0.003, 0.01, 0.03, 0.1, 0.3)
+PAPER_GUIDANCE = "w of 0.004, 0.008, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12"
+QGF_PAPER = "arXiv 2606.11087"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to act with trained learners.
+
+    `act(learners, obs, noise, weight)` returns actions and, for every row, how many of its
+    steps went unguided because a gradient was not finite. `weight` is what the method is
+    tuned by at test time, one a row: the guidance weight, or what `tuned` says. Given more
+    noise, any method becomes best-of-N of itself.
+
+    Attributes:
+        roles: the learners it acts with.
+        weights, samples: values searched by default; without weights there is nothing to tune.
+        evaluations: network evaluations of one sample at T = 10 and 25 action dimensions:
+            policy forward and backward, critic forward and backward.
+        critic: kind of the critic trained beside it.
+        stochastic: it draws noise at every denoising step, not only at the first.
+    """
+
+    kind: Kind
+    roles: tuple[str, ...]
+    act: Act
+    evaluations: tuple[int, int, int, int]
+    idea: str
+    reference: str
+    tuned: str = "w"
+    weights: tuple[float, ...] = ()
+    samples: tuple[int, ...] = (1,)
+    paper: str = ""
+    critic: str = "iql"
+    stochastic: bool = False
+
+
+def find_method(name: str) -> Method:
+    """Return the method of that name or alias. UserError suggests the nearest."""
+    name = ALIASES.get(name, name)
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise UserError(f"no method {name!r}.{nearest(name, METHODS)} There are: {known}")
+    return METHODS[name]
+
+
+def kinds_of(method: Method) -> dict[str, str]:
+    """Return the kind (name in LEARNERS) of every learner to train for a method, by role."""
+    kinds = DEFAULT_KINDS | {"critic": method.critic}
+    found: dict[str, str] = {}
+    waiting = [*method.roles]
+    while waiting:
+        role = waiting.pop(0)
+        if role not in found:
+            found[role] = kinds.get(role, role)
+            waiting += LEARNERS[found[role]].needs
+    # Always in the same order: that of LEARNERS.
+    return dict(sorted(found.items(), key=lambda item: list(LEARNERS).index(item[1])))
+
+
+def _unguided(role: str) -> Act:
+    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+        policy = learners[role]
+        actions = euler(policy.velocity, obs, noise, steps=policy.config.denoise_steps)
+        return actions, jnp.zeros(len(obs), int)
+
+    return act
+
+
+def _guided(estimator: Callable[[Learners], Callable]) -> Act:
+    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+        policy = learners["policy"]
+        return guided_sample_counting(
+            policy.velocity,
+            learners["critic"].critic,
+            obs,
+            noise,
+            weight,
+            steps=policy.config.denoise_steps,
+            estimator=estimator(learners),
+        )
+
+    return act
+
+
+def _estimator(name: str) -> Act:
+    return _guided(lambda learners: ESTIMATORS[name])
+
+
+def _gradstep(
+    learners: Learners, obs: Array, noise: Array, weight: Array, *, steps: int
+) -> Sampled:
+    clean, _ = _unguided("policy")(learners, obs, noise, weight)
+    return gradient_steps(learners["critic"].critic, obs, clean, weight, steps=steps)
+
+
+def _one_step(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+    return learners["fql"].sample(obs, noise), jnp.zeros(len(obs), int)
+
+
+def _branches(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+    return learners["cfgrl"].sample(obs, noise, weight), jnp.zeros(len(obs), int)
+
+
+def _diffusion(role: str) -> Act:
+    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+        draws = noise.reshape(len(obs), 1 + learners[role].config.denoise_steps, -1).swapaxes(0, 1)
+        return learners[role].sample(obs, draws), jnp.zeros(len(obs), int)
+
+    return act
+
+
+_test_time = partial(
+    Method,
+    "test-time",
+    ("policy", "critic"),
+    reference=QGF_PAPER,
+    weights=GUIDANCE,
+    paper=PAPER_GUIDANCE,
+)
+
+_extra = partial(
+    Method, "extra network", reference=QGF_PAPER, weights=GUIDANCE, paper=PAPER_GUIDANCE
+)
+_trained = partial(Method, "train-time")
+
+METHODS: dict[str, Method] = {
+    "bc": Method(
+        "test-time",
+        ("policy",),
+        _unguided("policy"),
+        (10, 0, 0, 0),
+        "the flow policy as it was cloned",
+        "arXiv 2210.02747",
+    ),
+    "qgf": _test_time(_estimator("qgf"), (10, 0, 20, 10), "∇Q at the one-step clean action, J = I"),
+    "qfql": _test_time(_estimator("qfql"), (10, 0, 20, 10), "∇Q at the noisy action itself"),
+    "bptt": _test_time(
+        _estimator("bptt"), (55, 55, 20, 10), "∇Q through the whole remaining Euler chain"
+    ),
+    "qgf-chain": _test_time(
+        _estimator("qgf-chain"), (55, 0, 20, 10), "∇Q at the end of the Euler chain, J = I"
+    ),
+    "qgf-jacobian": _test_time(
+        _estimator("qgf-jacobian"), (10, 10, 20, 10), "QGF with the one-step Jacobian"
+    ),
+    "qgf-jacobian-regularized": _test_time(
+        _estimator("qgf-jacobian-regularized"), (10, 10, 20, 10), "that Jacobian halfway to I"
+    ),
+    "qgf-jacobian-ortho": _test_time(
+        _estimator("qgf-jacobian-ortho"),
+        (10, 250, 20, 10),
+        "the orthogonal matrix nearest to that Jacobian",
+    ),
+    "qgf-jacobian-smooth": _test_time(
+        _estimator("qgf-jacobian-smooth"),
+        (90, 80, 20, 10),
+        "that Jacobian averaged over perturbed actions",
+    ),
+    "bfn": Method(
+        "test-time",
+        ("policy", "critic"),
+        _unguided("policy"),
+        (10, 0, 2, 0),
+        "of N cloned actions the one with the highest Q",
+        QGF_PAPER,
+        samples=(4, 8, 16),
+        paper="N of 4, 16",
+    ),
+    "qgf+bfn": _test_time(
+        _estimator("qgf"),
+        (10, 0, 22, 10),
+        "of N guided actions the one with the highest Q",
+        samples=(4,),
+    ),
+    "gradstep": Method(
+        "test-time",
+        ("policy", "critic"),
+        partial(_gradstep, steps=3),
+        (10, 0, 6, 3),
+        "gradient ascent on Q from a cloned action, 3 steps of size α",
+        "arXiv 2412.06685",
+        tuned="α",
+        weights=(0.003, 0.01, 0.03, 0.1),
+        paper="α 0.01, 3 steps (scene 5)",
+    ),
+    "robust-q": _extra(
+        ("policy", "critic", "robust-q"),
+        _guided(lambda learners: learners["robust-q"].estimator),
+        (10, 0, 10, 10),
+        "∇ of a Q trained on noisy actions, at the noisy action",
+    ),
+    "qgf-distill": _extra(
+        ("policy", "critic", "distill"),
+        _guided(lambda learners: learners["distill"].chain),
+        (20, 0, 20, 10),
+        "qgf-chain with the chain distilled into one network",
+    ),
+    "qgf-jacobian-distill": _extra(
+        ("policy", "critic", "distill"),
+        _guided(lambda learners: learners["distill"].jacobian),
+        (20, 10, 20, 10),
+        "the same with that network's Jacobian",
+    ),
+    "cfgrl": Method(
+        "extra network",
+        ("cfgrl",),
+        _branches,
+        (20, 0, 0, 0),
+        "a flow's branch for positive advantages against its unconditional one",
+        "arXiv 2505.23458",
+        weights=(1.0, 2.0, 3.0, 5.0),
+        paper="w of 1, 2, 3, 5, 10, 15",
+    ),
+    "fql": _trained(
+        ("fql",),
+        _one_step,
+        (1, 0, 0, 0),
+        "a one-step actor near the cloned flow that maximizes Q",
+        "arXiv 2502.02538",
+        paper="bc_weight 1000 (scene 300)",
+    ),
+    "edp": _trained(
+        ("edp",),
+        _unguided("edp"),
+        (10, 0, 0, 0),
+        "a flow that is cloned and maximizes Q at its one-step clean action",
+        "arXiv 2305.20081",
+        paper="bc_weight 100 (puzzle-4x4, cube-quadruple 300, scene 30)",
+    ),
+    "qam": _trained(
+        ("qam",),
+        _unguided("qam"),
+        (10, 0, 0, 0),
+        "a flow fine-tuned by adjoint matching through the cloned flow",
+        "arXiv 2601.14234",
+        paper="temperature 0.1",
+    ),
+    "qam-bootstrapped": _trained(
+        ("qam",),
+        _unguided("qam"),
+        (10, 0, 0, 0),
+        "qam with a critic that bootstraps from its own actions",
+        "arXiv 2601.14234",
+        paper="temperature 0.1",
+        critic="bootstrapped",
+    ),
+    "dac": _trained(
+        ("dac",),
+        _diffusion("dac"),
+        (10, 0, 0, 0),
+        "a diffusion policy whose noise prediction is pushed along ∇Q",
+        "arXiv 2405.20555",
+        paper="bc_weight 100 (puzzle-4x4 300)",
+        stochastic=True,
+    ),
+    "qsm-bc": _trained(
+        ("qsm-bc",),
+        _diffusion("qsm-bc"),
+        (10, 0, 0, 0),
+        "a diffusion policy that is cloned and matches the score ∇Q",
+        "arXiv 2312.11752",
+        paper="temperature 0.1, bc_weight 10",
+        stochastic=True,
+    ),
+}
+
+ALIASES = {"ood": "qfql"}
+
+
+def format_methods() -> str:
+    """Return a table of all methods, as `qgf methods` prints it."""
+    head = ("method", "kind", "trains", "policy + critic", "tuned by", "idea", "reference")
+    rows = [head]
+    for name, method in METHODS.items():
+        forward, backward, q_forward, q_backward = method.evaluations
+        tuned = [method.tuned + " of " + ", ".join(f"{w:g}" for w in method.weights)]
+        tuned = tuned if method.weights else []
+        if method.samples != (1,):
+            tuned.append("N of " + ", ".join(map(str, method.samples)))
+        if method.paper:
+            tuned.append(f"paper: {method.paper}")
+        rows.append(
+            (
+                name,
+                method.kind,
+                ", ".join(kinds_of(method).values()),
+                f"{forward} + {backward}, {q_forward} + {q_backward}",
+                "; ".join(tuned),
+                method.idea,
+                method.reference,
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    note = (
+        "network evaluations of one sample, forward + backward, at T = 10 and 25 action dimensions"
+    )
+    return "\n".join(line.rstrip() for line in [*lines, "", f"policy + critic: {note}"])

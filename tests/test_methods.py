@@ -1,0 +1,145 @@
+"""The table of methods: every one trains on real data, saves, loads, acts and is evaluated."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import TASK, TINY
+
+import qgf
+from qgf.checkpoint import load_learner, load_record
+from qgf.errors import UserError
+from qgf.evaluate import _arms, evaluate
+from qgf.learners import LEARNERS
+from qgf.methods import ALIASES, METHODS, find_method, format_methods, kinds_of
+from qgf.train import train
+
+SHORT = dataclasses.replace(TINY, steps=20, denoise_steps=3)
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def base(data, tmp_path_factory):
+    """A run of policy and critic, to build on; read-only."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    train(TASK, data, folder, SHORT, seeds=(3, 5))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def obs(data):
+    return np.load(data / "cube-single-play-v0-000.npz")["observations"][[0, 50, 150]]
+
+
+def frozen(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_saves_loads_and_acts(name, base, data, obs, tmp_path):
+    method, run = METHODS[name], base
+    before = frozen(base)
+    if not set(kinds_of(method).values()) <= {"bc", "iql"}:
+        run = tmp_path / "run"
+        train(TASK, data, run, SHORT, seeds=(3, 5), method=name, base=base)
+        record = load_record(run)
+        trained = set(record["learners"].values())
+        assert trained == set(kinds_of(method).values()) - {"bc", "iql"}
+        losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert all(np.isfinite(line["loss"]) for line in losses)
+        for role in record["borrowed"]:
+            ours, theirs = (load_learner(folder, role) for folder in (run, base))
+            same = jax.tree.map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(theirs))
+            assert all(same)
+    policy = qgf.load(run, method=name, seed=5)
+    weight = 0.1 if method.weights else 0.0
+    actions = policy.act(obs, key=KEY, weight=weight, samples=2 if method.samples != (1,) else 1)
+    again = qgf.load(run, method=name, seed=5).act(
+        obs, key=KEY, weight=weight, samples=2 if method.samples != (1,) else 1
+    )
+    assert actions.shape == (3, 5, 5) and np.isfinite(actions).all() and abs(actions).max() <= 1
+    assert actions.tobytes() == again.tobytes()
+    other = qgf.load(run, method=name, seed=3).act(obs, key=KEY, weight=weight)
+    assert abs(actions - other).max() > 1e-3
+    if method.weights and "policy" in method.roles:
+        plain = qgf.load(base, method="bc", seed=5).act(obs, key=KEY)
+        unguided = policy.act(obs, key=KEY, weight=0.0)
+        np.testing.assert_allclose(unguided, plain, atol=1e-6)
+        assert abs(policy.act(obs, key=KEY, weight=1.0) - plain).max() > 1e-6
+    assert frozen(base) == before
+
+
+def test_all_trained_at_once_without_a_base(data, tmp_path):
+    train(TASK, data, tmp_path / "run", SHORT, method="qam-bootstrapped")
+    record = load_record(tmp_path / "run")
+    assert record["learners"] == {"policy": "bc", "critic": "bootstrapped", "qam": "qam"}
+    assert record["borrowed"] == {}
+
+
+def test_critic_of_one_run_guides_the_policy_of_another(base, data, obs, tmp_path):
+    train(TASK, data, tmp_path / "other", SHORT, seeds=(3, 5), method="qam-bootstrapped")
+    guided = qgf.load(base, method="qgf", critic=tmp_path / "other").act(obs, key=KEY, weight=1.0)
+    own = qgf.load(base, method="qgf").act(obs, key=KEY, weight=1.0)
+    plain = qgf.load(base, method="bc").act(obs, key=KEY)
+    assert abs(guided - own).max() > 1e-6 and abs(guided - plain).max() > 1e-6
+
+
+def test_distilled_flow_needs_no_task(base, data, policy_run, tmp_path):
+    out = tmp_path / "distilled"
+    train(
+        "cube-single-play-v0", data, out, TINY, seeds=(3, 5), method="qgf-distill", base=policy_run
+    )
+    assert load_record(out)["learners"] == {"distill": "distill"}
+    with pytest.raises(UserError, match="names no task, so there is no critic for robust-q"):
+        train("cube-single-play-v0", data, tmp_path / "x", TINY, method="robust-q")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("robust-q", r"has no robust-q, which robust-q needs; train it with `qgf train --method"),
+        ("qgf-distill", r"has no distill, which qgf-distill needs; train it with `qgf train"),
+        ("qgg", r"no method 'qgg'\. Did you mean 'qgf'\? There are: bc, qgf, "),
+    ],
+)
+def test_missing_networks_are_named(name, message, base):
+    for ask in (lambda: evaluate(base, methods=[name]), lambda: qgf.load(base, method=name)):
+        with pytest.raises(UserError, match=message):
+            ask()
+    assert not (base / "eval.json").exists()
+
+
+def test_diffusion_policy_cannot_be_guided_as_a_flow(data, tmp_path):
+    train(TASK, data, tmp_path / "dac", SHORT, method="dac")
+    with pytest.raises(UserError, match=r"has no policy, which qgf needs; train it with"):
+        qgf.load(tmp_path / "dac", method="qgf")
+
+
+def test_nothing_left_to_train(base, data, tmp_path):
+    with pytest.raises(UserError, match="nothing is left to train for qfql"):
+        train(TASK, data, tmp_path / "x", SHORT, seeds=(3, 5), method="qfql", base=base)
+    assert not (tmp_path / "x").exists()
+
+
+def test_arms_of_several_methods_share_the_unguided_policy():
+    arms = _arms(["qgf", "ood", "bfn", "qgf+bfn", "cfgrl"], [0.1], [4])
+    unguided = arms["bc"]
+    assert len(unguided) == 1 and set(ALIASES) == {"ood"}
+    assert set(arms["qgf"]) & set(arms["qfql"]) == set(unguided)
+    assert [arm.samples for arm in arms["bfn"]] == [4]
+    assert {(arm.weight, arm.samples) for arm in arms["qgf+bfn"]} >= {(0.0, 4), (0.1, 4)}
+    assert {arm.weight for arm in arms["cfgrl"]} == {0.0, 0.1}
+    assert not set(arms["cfgrl"]) & set(unguided)
+
+
+def test_table_lists_every_method():
+    lines = format_methods().splitlines()
+    names = [line.split()[0] for line in lines[1 : 1 + len(METHODS)]]
+    assert names == list(METHODS)
+    for name, line in zip(names, lines[1:], strict=False):
+        method = find_method(name)
+        assert method.idea in line and method.kind in line and method.reference in line
+    assert {kind for m in METHODS.values() for kind in kinds_of(m).values()} == set(LEARNERS)
