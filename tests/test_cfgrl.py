@@ -70,6 +70,16 @@ def test_loss_equals_numpy(learner):
     assert float(metrics["positive_share"]) == 0.5
 
 
+def test_times_follow_the_configuration():
+    config = Config(width=4, depth=1, times="grid", denoise_steps=4)
+    spy = Spy(lambda obs, action, t: action)
+    learner = CFGRL.create(Spec(3, 2, 2), config, jax.random.key(0))
+    others = stand_ins(critic={"critic": lambda obs, action: obs[:, 0], "v": lambda obs: obs[:, 1]})
+    batch = batch_of(normal(99, 3), normal(99, 4, seed=1))
+    eqx.tree_at(lambda x: x.policy, learner, spy).loss(batch, jax.random.key(0), others)
+    assert set(4 * spy.inputs[2]) == {0, 1, 2, 3, 4}
+
+
 def test_branches_learn_the_better_actions_and_all():
     """Actions lie around 0.5 and -0.5; which of them is better depends on the observation."""
 
