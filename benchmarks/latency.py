@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from qgf.config import Config, Spec
-from qgf.learners import LEARNERS, Learner
+from qgf.learners import DEFAULT_KINDS, LEARNERS, Learner
+from qgf.methods import METHODS
 from qgf.networks import MLP
 from qgf.policy import sample_actions
 
@@ -39,27 +40,31 @@ def _compare(learners: dict[str, Learner], agent: object, batch: int, seconds: f
     key = jax.random.key(0)
     weight = np.full(batch, WEIGHT, np.float32)
     act = eqx.filter_jit(
-        lambda p, c, obs, key, weight: sample_actions(
-            p, c, obs, jax.random.normal(key, (1, batch, SPEC.chunk_action)), weight
-        )
+        lambda learners, obs, key, weight: sample_actions(
+            METHODS["qgf"],
+            learners,
+            obs,
+            jax.random.normal(key, (1, batch, SPEC.chunk_action)),
+            weight,
+        )[0]
     )
 
     def ours() -> np.ndarray:
-        return np.asarray(act(learners["policy"], learners["critic"], obs, key, weight))
+        return np.asarray(act(learners, obs, key, weight))
 
     if agent is None:
-        return {"ms": _median([ours], seconds)[0]}
+        return {"ms": median_times([ours], seconds)[0]}
     from benchmarks import peer as peers
 
     def theirs() -> np.ndarray:
         return peers.sample(agent, obs, key, WEIGHT)
 
     difference = float(np.abs(ours() - theirs()).max())
-    mine, other = _median([ours, theirs], seconds)
+    mine, other = median_times([ours, theirs], seconds)
     return {"ms": mine, "peer_ms": other, "ratio": mine / other, "difference": difference}
 
 
-def _median(calls: list[Callable[[], object]], seconds: float) -> list[float]:
+def median_times(calls: list[Callable[[], object]], seconds: float) -> list[float]:
     """Return every call's median milliseconds, the calls taking turns."""
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
@@ -73,12 +78,13 @@ def _median(calls: list[Callable[[], object]], seconds: float) -> list[float]:
     return [float(np.median(taken)) for taken in times]
 
 
-def learners(width: int, depth: int) -> dict[str, Learner]:
+def learners(width: int, depth: int, kinds: dict[str, str] = DEFAULT_KINDS) -> dict[str, Learner]:
+    """Return freshly initialized learners by role."""
     config = Config(width=width, depth=depth)
-    keys = jax.random.split(jax.random.key(0), len(LEARNERS))
+    keys = jax.random.split(jax.random.key(0), len(kinds))
     return {
-        name: kind.create(SPEC, config, key)
-        for (name, kind), key in zip(LEARNERS.items(), keys, strict=True)
+        role: LEARNERS[kind].create(SPEC, config, key)
+        for (role, kind), key in zip(kinds.items(), keys, strict=True)
     }
 
 

@@ -5,9 +5,11 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`; nothing else is
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PARTS = ("training", "latency", "methods", "collecting", "evaluating")
 PAGES = ("README.md", "docs/results.md", "docs/performance.md")
 
 
@@ -69,7 +71,7 @@ def speed(part: str) -> str:
 TABLES = {
     "quality": quality,
     "sweep": sweep,
-    **{p: lambda p=p: speed(p) for p in ("training", "latency", "collecting", "evaluating")},
+    **{part: partial(speed, part) for part in PARTS},
 }
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -143,3 +146,25 @@ def test_table_lists_every_method():
         method = find_method(name)
         assert method.idea in line and method.kind in line and method.reference in line
     assert {kind for m in METHODS.values() for kind in kinds_of(m).values()} == set(LEARNERS)
+
+
+def test_the_page_on_adding_a_method(base, data, obs, tmp_path):
+    page = Path(__file__).parent.parent / "docs/add-a-method.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert "".join(blocks[:2]).count("\n") < 60
+    names = {"__name__": __name__}  # dataclasses look their module up
+    with patch.dict(METHODS), patch.dict(LEARNERS):
+        for block in blocks:
+            exec(block, names)
+        out = tmp_path / "awr"
+        train(TASK, data, out, SHORT, seeds=(3, 5), method="awr", base=base)
+        assert load_record(out)["learners"] == {"awr": "awr"}
+        plain = qgf.load(base, method="bc").act(obs, key=KEY)
+        for policy, weight in (
+            (qgf.load(out), 0.0),
+            (qgf.load(base, method="qgf-normalized"), 1.0),
+        ):
+            actions = policy.act(obs, key=KEY, weight=weight)
+            assert np.isfinite(actions).all() and abs(actions - plain).max() > 1e-3
+        assert "awr" in format_methods()
+    assert "awr" not in METHODS

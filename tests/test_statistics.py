@@ -1,9 +1,19 @@
-"""Intervals against published values and simulated coverage."""
+"""Against published values, simulated coverage, enumeration, and loops."""
+
+import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from qgf.statistics import paired_difference, wilson_interval
+from qgf.statistics import (
+    improvement_probability,
+    interquartile_mean,
+    paired_difference,
+    resample,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +71,76 @@ def test_disagreeing_seeds_widen_the_interval():
     disagree = random.random((4, 200)) < np.array([[0.0], [0.0], [1.0], [1.0]])
     narrow, wide = (paired_difference(ours, theirs)[1] for ours in (agree, disagree))
     assert narrow[1] - narrow[0] < 0.12 and wide[1] - wide[0] > 0.8
+
+
+def test_resampling_against_all_cases():
+    wins = np.array([[1, 0], [1, 1]], bool)
+    exact = Counter()
+    for rows in itertools.product(range(2), repeat=2):
+        for columns in itertools.product(range(2), repeat=4):
+            rates = [wins[r, list(columns[2 * k : 2 * k + 2])].mean() for k, r in enumerate(rows)]
+            exact[tuple(rates)] += 1 / 64
+    count = 40_000
+    drawn = resample(wins[None], count, np.random.default_rng(0))[0]
+    found = Counter(map(tuple, drawn.tolist()))
+    assert found.keys() == exact.keys()
+    for rates, share in exact.items():
+        assert abs(found[rates] / count - share) < 4.5 * np.sqrt(share * (1 - share) / count)
+
+
+def test_resampling_spreads_as_seeds_and_episodes_together():
+    wins = np.random.default_rng(1).random((5, 40)) < np.array([[0.1], [0.3], [0.5], [0.6], [0.9]])
+    rates = wins.mean(1)
+    variance = (rates.var() + (rates * (1 - rates)).mean() / 40) / 5
+    means = resample(wins[None], 20_000, np.random.default_rng(0))[0].mean(1)
+    assert means.mean() == pytest.approx(rates.mean(), abs=4 * np.sqrt(variance / 20_000))
+    assert means.var() == pytest.approx(variance, rel=0.04)
+
+
+def test_all_methods_get_the_same_draws():
+    wins = np.random.default_rng(0).random((3, 20)) < 0.4
+    ours, theirs = resample(np.stack([wins, ~wins]), 50, np.random.default_rng(0))
+    np.testing.assert_allclose(ours + theirs, 1)
+    assert ours.std() > 0.02
+
+
+def test_interquartile_mean_by_hand():
+    # Of 5 scores 1¼ go at either end: ¾ · 2, 3, ¾ · 7 remain. Of 6: ½ · 2, 3, 7, ½ · 9.
+    assert interquartile_mean(np.array([[9.0, 1, 7, 2, 3]])) == pytest.approx([9.75 / 2.5])
+    assert interquartile_mean(np.array([[9.0, 1, 7, 2, 3, 50]])) == pytest.approx([15.5 / 3])
+    assert interquartile_mean(np.array([[0.4], [0.7]])) == pytest.approx([0.4, 0.7])
+    assert interquartile_mean(np.array([[0.4, 0.7]])) == pytest.approx([0.55])
+
+
+def test_interquartile_mean_as_scipy():
+    scores = np.random.default_rng(0).random((6, 20))
+    expected = scipy.stats.trim_mean(scores, 0.25, axis=1)
+    np.testing.assert_allclose(interquartile_mean(scores), expected)
+    # Every score repeated four times: scipy can then cut exactly a quarter of any number.
+    scores = scores[:, :7]
+    expected = scipy.stats.trim_mean(scores.repeat(4, axis=1), 0.25, axis=1)
+    np.testing.assert_allclose(interquartile_mean(scores), expected)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([1.0, 0.9], [0.1, 0.2], 1.0),
+        ([0.1, 0.2], [1.0, 0.9], 0.0),
+        ([0.5, 0.5], [0.5, 0.5], 0.5),
+        ([0.0, 1.0], [0.0, 1.0], 0.5),
+        ([0.5, 0.5], [0.5, 0.2], 0.75),
+        ([0.3], [0.1, 0.3, 0.4, 0.5], (1 + 0.5) / 4),
+    ],
+)
+def test_improvement_probability_by_hand(ours, theirs, expected):
+    found = improvement_probability(np.array([ours]), np.array([theirs]))
+    assert found == pytest.approx([expected])
+
+
+def test_improvement_probability_against_loops():
+    ours, theirs = np.random.default_rng(0).integers(4, size=(2, 5, 6)) / 4
+    for x, y, found in zip(ours, theirs, improvement_probability(ours, theirs), strict=True):
+        wins = sum((a > b) + 0.5 * (a == b) for a in x for b in y)
+        assert found == pytest.approx(wins / 36)
+        assert found == pytest.approx(scipy.stats.mannwhitneyu(x, y).statistic / 36)

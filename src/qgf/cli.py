@@ -178,6 +178,53 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Compare methods on tasks: train what is missing, evaluate all, write a leaderboard."""
+
+    out: Path
+    """folder of all runs and results; what it holds already is reused"""
+    envs: tuple[str, ...]
+    """…-singletask-taskN-v0, one or more"""
+    data: tuple[Path, ...]
+    """folders of the data sets they need"""
+    methods: tuple[str, ...] = ("qgf", "bfn")
+    """one or more of `qgf methods`; bc is always among them"""
+    seeds: str = "0..1"
+    """training seeds: 0..9 or 0,3,5"""
+    episodes: int = 25
+    """test episodes of a method, task and training seed"""
+    tune_episodes: int = 5
+    """episodes on which a domain's settings are chosen, of a task and training seed"""
+    workers: int = 2
+    """environment processes"""
+    slots: int = 32
+    """episodes that run at a time"""
+    seed: int = 0
+    """of the environments and the noise"""
+    preset: Literal["laptop", "paper"] = "laptop"
+    """the values below that are not given"""
+    config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["laptop"]
+
+    def __call__(self) -> None:
+        from qgf.compare import compare
+
+        compare(
+            self.envs,
+            self.methods,
+            self.data,
+            self.out,
+            self.config,
+            seeds=_parse_seeds(self.seeds),
+            episodes=self.episodes,
+            tune_episodes=self.tune_episodes,
+            workers=self.workers,
+            slots=self.slots,
+            seed=self.seed,
+        )
+        print((self.out / "leaderboard.md").read_text())
+
+
+@dataclass(frozen=True)
 class Methods:
     """List all methods: what they train, what an action costs, and the idea."""
 
@@ -221,6 +268,7 @@ COMMANDS: dict[str, type] = {
     "collect": Collect,
     "train": Train,
     "eval": Eval,
+    "compare": Compare,
     "methods": Methods,
     "report": Report,
     "demo": Demo,
@@ -262,7 +310,11 @@ def _parse(argv: list[str]) -> Callable[[], None]:
             f"no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}"
         )
     missing = tyro.MISSING
-    defaults = {"train": Train(missing, config=_default_config(argv))}
+    config = _default_config(argv)
+    defaults = {
+        "train": Train(missing, config=config),
+        "compare": Compare(missing, missing, missing, config=config),
+    }
     kinds = [
         Annotated[
             kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))

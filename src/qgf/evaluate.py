@@ -25,7 +25,7 @@ from qgf.checkpoint import find_checkpoint, load_record
 from qgf.config import Spec
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.methods import ALIASES, Learners, Method, find_method
+from qgf.methods import Learners, Method, canonical, find_method, settings
 from qgf.policy import load_learners, noise_size, sample_actions
 from qgf.statistics import paired_difference, wilson_interval
 
@@ -145,14 +145,12 @@ def _arms(
     """Return every method's arms, the unguided policy's first."""
     if weights is not None:
         weights = checked_weights(weights)
-    methods = {ALIASES.get(name, name): find_method(name) for name in names}
+    methods = {canonical(name): find_method(name) for name in names}
     if best_of and not any(method.samples != (1,) for method in methods.values()):
         methods["bfn"] = find_method("bfn")
     arms = {"bc": [Arm()]} if any("policy" in m.roles for m in methods.values()) else {}
     for name, method in methods.items():
-        own = (method.weights if weights is None else weights) if method.weights else [0.0]
-        samples = sorted({*best_of}) if best_of and method.samples != (1,) else method.samples
-        arms[name] = [Arm(name, w, n) for n in samples for w in own]
+        arms[name] = [Arm(name, *setting) for setting in settings(name, weights, best_of)]
         if method.weights and "policy" in method.roles:
             # Unguided it is the policy as it was cloned, whose episodes serve all methods.
             arms[name] = [

@@ -1,6 +1,6 @@
 """Every method by name: what it needs, how it acts, what it costs. A new one is one line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -64,13 +64,28 @@ class Method:
     stochastic: bool = False
 
 
-def find_method(name: str) -> Method:
-    """Return the method of that name or alias. UserError suggests the nearest."""
+def canonical(name: str) -> str:
+    """Return the name of METHODS that a name or alias means. UserError suggests the nearest."""
     name = ALIASES.get(name, name)
     if name not in METHODS:
         known = ", ".join(METHODS)
         raise UserError(f"no method {name!r}.{nearest(name, METHODS)} There are: {known}")
-    return METHODS[name]
+    return name
+
+
+def find_method(name: str) -> Method:
+    """Return the method of that name or alias."""
+    return METHODS[canonical(name)]
+
+
+def settings(
+    name: str, weights: Sequence[float] | None = None, samples: Sequence[int] | None = None
+) -> list[tuple[float, int]]:
+    """Return the (weight, samples) to search for a method: those given, where it has any."""
+    method = find_method(name)
+    own = method.weights if weights is None or not method.weights else weights
+    counts = method.samples if not samples or method.samples == (1,) else sorted({*samples})
+    return [(weight, n) for n in counts for weight in own or (0.0,)]
 
 
 def kinds_of(method: Method) -> dict[str, str]:
@@ -87,7 +102,9 @@ def kinds_of(method: Method) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: list(LEARNERS).index(item[1])))
 
 
-def _unguided(role: str) -> Act:
+def unguided(role: str) -> Act:
+    """Return how the flow of a role (anything with `velocity`) acts on its own."""
+
     def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
         policy = learners[role]
         actions = euler(policy.velocity, obs, noise, steps=policy.config.denoise_steps)
@@ -96,7 +113,9 @@ def _unguided(role: str) -> Act:
     return act
 
 
-def _guided(estimator: Callable[[Learners], Callable]) -> Act:
+def guided(estimator: Callable[[Learners], Callable]) -> Act:
+    """Return how the policy acts under the estimator that a run's learners make."""
+
     def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
         policy = learners["policy"]
         return guided_sample_counting(
@@ -113,13 +132,13 @@ def _guided(estimator: Callable[[Learners], Callable]) -> Act:
 
 
 def _estimator(name: str) -> Act:
-    return _guided(lambda learners: ESTIMATORS[name])
+    return guided(lambda learners: ESTIMATORS[name])
 
 
 def _gradstep(
     learners: Learners, obs: Array, noise: Array, weight: Array, *, steps: int
 ) -> Sampled:
-    clean, _ = _unguided("policy")(learners, obs, noise, weight)
+    clean, _ = unguided("policy")(learners, obs, noise, weight)
     return gradient_steps(learners["critic"].critic, obs, clean, weight, steps=steps)
 
 
@@ -148,6 +167,19 @@ _test_time = partial(
     paper=PAPER_GUIDANCE,
 )
 
+def _best_of(samples: tuple[int, ...]) -> Method:
+    return Method(
+        "test-time",
+        ("policy", "critic"),
+        unguided("policy"),
+        (10, 0, 2, 0),
+        "of N cloned actions the one with the highest Q",
+        QGF_PAPER,
+        samples=samples,
+        paper="N of 4, 16",
+    )
+
+
 _extra = partial(
     Method, "extra network", reference=QGF_PAPER, weights=GUIDANCE, paper=PAPER_GUIDANCE
 )
@@ -157,7 +189,7 @@ METHODS: dict[str, Method] = {
     "bc": Method(
         "test-time",
         ("policy",),
-        _unguided("policy"),
+        unguided("policy"),
         (10, 0, 0, 0),
         "the flow policy as it was cloned",
         "arXiv 2210.02747",
@@ -186,21 +218,19 @@ METHODS: dict[str, Method] = {
         (90, 80, 20, 10),
         "that Jacobian averaged over perturbed actions",
     ),
-    "bfn": Method(
-        "test-time",
-        ("policy", "critic"),
-        _unguided("policy"),
-        (10, 0, 2, 0),
-        "of N cloned actions the one with the highest Q",
-        QGF_PAPER,
-        samples=(4, 8, 16),
-        paper="N of 4, 16",
-    ),
+    "bfn": _best_of((4, 8, 16)),
+    "bfn-4": _best_of((4,)),
     "qgf+bfn": _test_time(
         _estimator("qgf"),
         (10, 0, 22, 10),
         "of N guided actions the one with the highest Q",
         samples=(4,),
+    ),
+    "qgf-bootstrapped": _test_time(
+        _estimator("qgf"),
+        (10, 0, 20, 10),
+        "qgf with the bootstrapped critic of qam",
+        critic="bootstrapped",
     ),
     "gradstep": Method(
         "test-time",
@@ -215,19 +245,19 @@ METHODS: dict[str, Method] = {
     ),
     "robust-q": _extra(
         ("policy", "critic", "robust-q"),
-        _guided(lambda learners: learners["robust-q"].estimator),
+        guided(lambda learners: learners["robust-q"].estimator),
         (10, 0, 10, 10),
         "∇ of a Q trained on noisy actions, at the noisy action",
     ),
     "qgf-distill": _extra(
         ("policy", "critic", "distill"),
-        _guided(lambda learners: learners["distill"].chain),
+        guided(lambda learners: learners["distill"].chain),
         (20, 0, 20, 10),
         "qgf-chain with the chain distilled into one network",
     ),
     "qgf-jacobian-distill": _extra(
         ("policy", "critic", "distill"),
-        _guided(lambda learners: learners["distill"].jacobian),
+        guided(lambda learners: learners["distill"].jacobian),
         (20, 10, 20, 10),
         "the same with that network's Jacobian",
     ),
@@ -251,7 +281,7 @@ METHODS: dict[str, Method] = {
     ),
     "edp": _trained(
         ("edp",),
-        _unguided("edp"),
+        unguided("edp"),
         (10, 0, 0, 0),
         "a flow that is cloned and maximizes Q at its one-step clean action",
         "arXiv 2305.20081",
@@ -259,7 +289,7 @@ METHODS: dict[str, Method] = {
     ),
     "qam": _trained(
         ("qam",),
-        _unguided("qam"),
+        unguided("qam"),
         (10, 0, 0, 0),
         "a flow fine-tuned by adjoint matching through the cloned flow",
         "arXiv 2601.14234",
@@ -267,7 +297,7 @@ METHODS: dict[str, Method] = {
     ),
     "qam-bootstrapped": _trained(
         ("qam",),
-        _unguided("qam"),
+        unguided("qam"),
         (10, 0, 0, 0),
         "qam with a critic that bootstraps from its own actions",
         "arXiv 2601.14234",

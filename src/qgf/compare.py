@@ -1,0 +1,310 @@
+"""Many methods on many tasks under one protocol: train what is missing, evaluate, tabulate.
+
+One policy serves all tasks of a domain, one critic all test-time methods of a task. What a
+method is tuned by is chosen once per domain, on tune episodes of all its tasks together, and
+reported on other episodes. Every finished piece is a file: a comparison that was cut off goes
+on with the next.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from qgf._files import read_json, write_json
+from qgf.checkpoint import list_checkpoints, load_learner, load_record
+from qgf.config import Config, Spec
+from qgf.data.manifest import load_manifest
+from qgf.envs import EnvName
+from qgf.errors import UserError
+from qgf.evaluate import SPLITS, Arm, actor, choose, figures, make_jobs, roll_out, table
+from qgf.leaderboard import leaderboard, write_leaderboard
+from qgf.methods import Learners, Method, canonical, find_method, kinds_of, settings
+from qgf.train import train
+
+CALLS = 20  # timed calls of a method
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared: environments, methods, training seeds, data folder by data set name."""
+
+    out: Path
+    envs: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    data: dict[str, Path]
+    config: Config
+    counts: dict[str, int]
+    workers: int = 2
+    slots: int = 32
+    seed: int = 0
+
+
+def compare(
+    envs: Sequence[str],
+    methods: Sequence[str],
+    data: Sequence[Path],
+    out: Path,
+    config: Config,
+    *,
+    seeds: Sequence[int] = (0, 1),
+    episodes: int = 25,
+    tune_episodes: int = 5,
+    workers: int = 2,
+    slots: int = 32,
+    seed: int = 0,
+) -> dict:
+    """Compare methods on tasks; write OUT/leaderboard.{json,md,html} and return the first.
+
+    Args:
+        envs: single-task environments.
+        methods: names of METHODS; "bc" is always among them.
+        data: one folder for every data set that the environments need.
+        out: folder of all runs and results; what it holds already is reused.
+        seeds: training seeds.
+        episodes: test episodes of a method, task and training seed.
+        tune_episodes: those on which a setting is chosen, again of a task and training seed.
+        workers: environment processes.
+        slots: episodes that run at a time.
+        seed: of the environments and the noise.
+
+    Raises:
+        UserError: unfit names or data, or `out` holds results of other settings.
+    """
+    if min(episodes, tune_episodes, workers, slots) < 1:
+        raise UserError("episodes, tune-episodes, workers and slots must be at least 1")
+    plan = Plan(
+        Path(out),
+        tuple(dict.fromkeys(envs)),
+        tuple(dict.fromkeys(canonical(name) for name in ("bc", *methods))),
+        tuple(seeds),
+        _folders(envs, data),
+        config,
+        {"tune": tune_episodes, "test": episodes},
+        workers,
+        slots,
+        seed,
+    )
+    _check_facts(plan)
+    entries = []
+    for dataset in dict.fromkeys(_dataset(env) for env in plan.envs):
+        tasks = [env for env in plan.envs if _dataset(env) == dataset]
+        for name in plan.methods:
+            entries += _entries(plan, name, tasks)
+    costs = {name: _cost(plan, name) for name in plan.methods}
+    result = leaderboard(entries, costs, _facts(plan))
+    write_leaderboard(plan.out, result)
+    return result
+
+
+def _entries(plan: Plan, name: str, tasks: Sequence[str]) -> list[dict]:
+    """Return a method's entries for the tasks of one domain, its setting chosen on all."""
+    chosen, tuned = settings(name)[0], {}
+    if len(settings(name)) > 1:
+        tunes = [_outcomes(plan, name, env, "tune", settings(name)) for env in tasks]
+        rows = []
+        for setting in settings(name):
+            data = np.concatenate([tune[_key(setting)] for tune in tunes], axis=1)
+            rows.append({"weight": setting[0], "samples": setting[1], "tune": figures(data)})
+        best = choose(rows)
+        chosen = (best["weight"], best["samples"])
+        tuned = {k: best["tune"][k] for k in ("success", "episodes")}
+    entries = []
+    for env in tasks:
+        data = _outcomes(plan, name, env, "test", [chosen])[_key(chosen)]
+        entries.append(
+            {
+                "env": env,
+                "method": name,
+                "weight": chosen[0],
+                "samples": chosen[1],
+                "episodes": data[..., 0].astype(int).tolist(),
+                "returns": data[..., 1].tolist(),
+                "fallbacks": int(data[..., 3].sum()),
+                "tune": tuned,
+            }
+        )
+    return entries
+
+
+def _key(setting: tuple[float, int]) -> str:
+    return f"{setting[0]:g} of {setting[1]}"
+
+
+def _outcomes(
+    plan: Plan, name: str, env: str, split: str, wanted: Sequence[tuple[float, int]]
+) -> dict[str, np.ndarray]:
+    """Return [seed, episode] outcomes of every setting, run now or read back."""
+    folder = plan.out / "episodes" / env / name
+    found = {}
+    for setting in wanted:
+        path = folder / f"{split} {_key(setting)}.json"
+        if path.exists():
+            found[setting] = np.array(read_json(path))
+    missing = [setting for setting in wanted if setting not in found]
+    if missing:
+        learners = _learners(plan, name, env)
+        arms = {setting: Arm(name, *setting) for setting in missing}
+        jobs = make_jobs([*arms.values()], len(plan.seeds), {split: plan.counts[split]})
+        print(f"evaluating {name} on {env}, {split} episodes", flush=True)
+        spec = _spec(plan, env)
+        outcomes = roll_out(env, spec, learners, jobs, plan.workers, plan.slots, plan.seed)
+        for setting, arm in arms.items():
+            found[setting] = table(outcomes, arm, split)
+            write_json(folder / f"{split} {_key(setting)}.json", found[setting].tolist())
+    return {_key(setting): found[setting] for setting in wanted}
+
+
+def _learners(plan: Plan, name: str, env: str) -> Learners:
+    """Return the learners a method acts with, each trained if it is not there yet."""
+    method = find_method(name)
+    return {
+        role: load_learner(_run(plan, source(method, name, role), env), role)
+        for role in method.roles
+    }
+
+
+def source(method: Method, name: str, role: str) -> str:
+    """Return the run that holds a method's learner: "policy", "critic", or a method's own."""
+    kind = kinds_of(method)[role]
+    if kind in ("bc", "iql"):
+        return role
+    if method.critic == "bootstrapped":
+        return "qam-bootstrapped"
+    return "qgf-distill" if kind == "distill" else name
+
+
+def _run(plan: Plan, what: str, env: str) -> Path:
+    """Train one of the runs of a domain or task, if need be, and return its folder."""
+    dataset = _dataset(env)
+    folder = plan.out / "runs" / dataset.removesuffix("-v0")
+    task = f"task{EnvName.parse(env).task or 'default'}"
+    options: dict
+    if what == "policy":
+        env, path, options = dataset, folder / "policy", {"method": "bc"}
+    elif what == "qgf-distill":
+        base = _run(plan, "policy", env)
+        env, path, options = dataset, folder / what, {"method": what, "base": base}
+    elif what == "critic":
+        path, options = folder / task / what, {"policy": _run(plan, "policy", env)}
+    else:
+        base = _run(plan, "critic", env)
+        path, options = folder / task / what, {"method": what, "base": base}
+    if max(list_checkpoints(path), default=0) < plan.config.steps:
+        resume = (path / "config.json").exists()
+        print(f"training {path}", flush=True)
+        begin = time.monotonic()
+        train(
+            env, plan.data[dataset], path, plan.config, seeds=plan.seeds, resume=resume, **options
+        )
+        if not resume:
+            write_json(path / "seconds.json", time.monotonic() - begin)
+    return path
+
+
+def _cost(plan: Plan, name: str) -> dict:
+    """Return what an action and the training of a method cost, measured once and kept."""
+    env, method = plan.envs[0], find_method(name)
+    path = plan.out / "costs" / f"{name}.json"
+    if path.exists():
+        return read_json(path)
+    one = jax.tree.map(lambda x: x[:1] if eqx.is_array(x) else x, _learners(plan, name, env))
+    weight, samples = settings(name)[-1]
+    spec = _spec(plan, env)
+    act = actor(name, samples, one, spec, 0)
+    runs = {_run(plan, source(method, name, role), env) for role in kinds_of(method)}
+    seconds = [run / "seconds.json" for run in runs]
+    known = all(file.exists() for file in seconds)
+    cost = {
+        "ms": {str(batch): _milliseconds(act, spec, weight, batch) for batch in (1, 50)},
+        "flops": samples * _flops(method, one),
+        "train_seconds": sum(map(read_json, seconds)) / len(plan.seeds) if known else None,
+    }
+    write_json(path, cost)
+    return cost
+
+
+def _milliseconds(act: Callable, spec: Spec, weight: float, batch: int) -> float:
+    """Return the median time of a call for `batch` observations."""
+    obs = np.zeros((1, batch, spec.obs), np.float32)
+    weights, numbers = np.full((1, batch), weight, np.float32), np.zeros((1, batch), np.int32)
+    times = []
+    for _ in range(1 + CALLS):
+        start = time.perf_counter()
+        jax.block_until_ready(act(obs, weights, numbers, numbers))
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times[1:]))  # the first call compiles
+
+
+def _flops(method: Method, learners: Learners) -> int:
+    """Return the floating-point operations of one sample's matrix products.
+
+    A product with a kernel costs two operations an entry, forward and backward alike.
+    """
+
+    def kernels(tree: object) -> int:
+        leaves = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))[0]
+        return sum(leaf.size for at, leaf in leaves if "kernels" in jax.tree_util.keystr(at))
+
+    forward, backward, q_forward, q_backward = method.evaluations
+    actor_role = next((r for r in method.roles if r not in ("critic", "robust-q")), "policy")
+    critic = learners.get("robust-q", learners.get("critic"))
+    members = 1 if critic is None or "robust-q" in learners else len(critic.target_q.members)
+    q_kernels = 0 if critic is None else kernels(getattr(critic, "target_q", critic)) // members
+    policy = kernels(learners[actor_role])
+    return 2 * ((forward + backward) * policy + (q_forward + q_backward) * q_kernels)
+
+
+def _spec(plan: Plan, env: str) -> Spec:
+    return Spec(**load_record(_run(plan, "policy", env))["spec"])
+
+
+def _dataset(env: str) -> str:
+    return EnvName.parse(env).dataset
+
+
+def _folders(envs: Sequence[str], data: Sequence[Path]) -> dict[str, Path]:
+    """Return the folder of every data set the environments need."""
+    if not envs:
+        raise UserError("name at least one environment with --envs")
+    for env in envs:
+        if not EnvName.parse(env).singletask:
+            raise UserError(f"{env} names no task to compare on; use …-singletask-taskN-v0")
+    found = {load_manifest(folder).name: Path(folder) for folder in data}
+    for env in envs:
+        if _dataset(env) not in found:
+            raise UserError(
+                f"{env} needs data of {_dataset(env)}; name its folder with --data "
+                f"(there are {', '.join(found) or 'none'})"
+            )
+    return found
+
+
+def _facts(plan: Plan) -> dict:
+    return {
+        "seeds": list(plan.seeds),
+        "config": dataclasses.asdict(plan.config),
+        "test_episodes": plan.counts[SPLITS[1]],
+        "tune_episodes": plan.counts[SPLITS[0]],
+        "seed": plan.seed,
+    }
+
+
+def _check_facts(plan: Plan) -> None:
+    """Note the settings of all results in `out`; refuse to mix them with others."""
+    path = plan.out / "compare.json"
+    if path.exists():
+        old, new = read_json(path), _facts(plan)
+        differ = [name for name in new if old.get(name) != new[name]]
+        if differ:
+            raise UserError(
+                f"{plan.out} holds a comparison with other settings ({', '.join(differ)}); "
+                "use them, or another --out"
+            )
+    write_json(path, _facts(plan))

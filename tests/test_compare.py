@@ -1,0 +1,151 @@
+"""Comparing methods: one protocol, shared runs, and nothing lost to a kill."""
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import TASK, TINY
+
+import qgf.evaluate
+from qgf._workers import Workers
+from qgf.checkpoint import list_checkpoints, load_record
+from qgf.compare import compare
+from qgf.errors import UserError
+
+OTHER = TASK.replace("task1", "task2")
+METHODS = ("qgf", "bfn-4")
+SCRIPT = """
+import functools, sys
+from pathlib import Path
+import qgf.evaluate
+from qgf._workers import Workers
+from qgf.compare import compare
+from qgf.config import Config
+
+qgf.evaluate.Workers = functools.partial(Workers, max_episode_steps=10)
+compare({envs!r}, {methods!r}, [Path({data!r})], Path({out!r}), {config!r},
+        seeds=(3,), episodes=2, tune_episodes=1, slots=4)
+"""
+
+
+@pytest.fixture
+def short(monkeypatch):
+    brief = functools.partial(Workers, max_episode_steps=10)
+    monkeypatch.setattr(qgf.evaluate, "Workers", brief)
+
+
+def tables(out):
+    """All that a comparison found, but for how long it took."""
+    result = json.loads((out / "leaderboard.json").read_text())
+    for figures in result["overall"].values():
+        figures.pop("cost", None)
+    result.pop("costs", None)
+    return result
+
+
+def run(data, out, envs=(TASK, OTHER), methods=METHODS, **change):
+    options = {"seeds": (3,), "episodes": 2, "tune_episodes": 1, "slots": 4} | change
+    return compare(envs, methods, [data], out, options.pop("config", TINY), **options)
+
+
+@pytest.fixture(scope="module")
+def compared(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        brief = functools.partial(Workers, max_episode_steps=10)
+        patch.setattr(qgf.evaluate, "Workers", brief)
+        run(data, out)
+    return out
+
+
+def test_runs_are_shared(compared):
+    runs = compared / "runs" / "cube-single-play"
+    assert sorted(path.name for path in runs.iterdir()) == ["policy", "task1", "task2"]
+    for task in (1, 2):
+        (only,) = (runs / f"task{task}").iterdir()
+        record = load_record(only)
+        assert record["learners"] == {"critic": "iql"}
+        assert record["borrowed"]["policy"]["run"] == str((runs / "policy").resolve())
+        assert max(list_checkpoints(only)) == TINY.steps
+
+
+def test_second_time_nothing_runs_again(compared, data, monkeypatch):
+    before = (compared / "leaderboard.json").read_bytes()
+    for module, name in (("qgf.compare", "train"), ("qgf.compare", "roll_out")):
+        monkeypatch.setattr(f"{module}.{name}", None)
+    run(data, compared)
+    assert (compared / "leaderboard.json").read_bytes() == before
+
+
+def test_another_method_joins_and_the_rest_stays(compared, data, tmp_path, short):
+    files = {p: p.read_bytes() for p in (compared / "episodes").rglob("*.json")}
+    run(data, compared, methods=(*METHODS, "cfgrl"))
+    assert all(path.read_bytes() == content for path, content in files.items())
+    assert (compared / "runs/cube-single-play/task1/cfgrl/config.json").exists()
+    assert "cfgrl" in (compared / "leaderboard.md").read_text()
+
+
+def test_setting_is_chosen_on_tune_episodes_of_all_tasks(compared):
+    rows = {}
+    for env in (TASK, OTHER):
+        for path in (compared / "episodes" / env / "qgf").glob("tune *.json"):
+            rows.setdefault(path.stem, []).append(np.array(json.loads(path.read_text())))
+    assert len(rows) == 5 and all(len(parts) == 2 for parts in rows.values())
+    # No tiny policy succeeds, so that the higher return decides.
+    success = {name: np.mean([p[..., 0] for p in parts]) for name, parts in rows.items()}
+    returns = {name: np.mean([p[..., 1] for p in parts]) for name, parts in rows.items()}
+    weight = {name: float(name.split()[1]) for name in rows}
+    best = max(rows, key=lambda name: (success[name], returns[name], -weight[name]))
+    for env in (TASK, OTHER):
+        tests = (compared / "episodes" / env / "qgf").glob("test *.json")
+        assert [path.stem.split()[1:] for path in tests] == [best.split()[1:]]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_the_same(compared, data, tmp_path):
+    out = tmp_path / "out"
+    script = SCRIPT.format(
+        envs=(TASK, OTHER), methods=METHODS, data=str(data), out=str(out), config=TINY
+    )
+    random = np.random.default_rng(0)
+    kills = 0
+    while kills < 3:
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=float(random.uniform(6, 14)))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        break
+    assert kills > 0
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    whole = {p.name: p.read_bytes() for p in (compared / "episodes" / OTHER).rglob("*.json")}
+    again = {p.name: p.read_bytes() for p in (out / "episodes" / OTHER).rglob("*.json")}
+    assert again.items() <= whole.items() and again
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"envs": ()}, "name at least one environment"),
+        ({"envs": ("cube-single-play-v0",)}, "names no task to compare on"),
+        ({"envs": ("scene-play-singletask-task1-v0",)}, "needs data of scene-play-v0; name its"),
+        ({"methods": ("qgg",)}, "no method 'qgg'. Did you mean 'qgf'"),
+        ({"episodes": 0}, "must be at least 1"),
+    ],
+)
+def test_unfit_arguments(change, message, data, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(data, tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_other_settings_are_not_mixed(compared, data):
+    with pytest.raises(UserError, match=r"holds a comparison with other settings \(seeds\)"):
+        run(data, compared, seeds=(5,))
