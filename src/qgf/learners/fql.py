@@ -1,6 +1,6 @@
 """Flow Q-learning: a one-step actor near the reference flow's actions that maximizes Q.
 
-Source: Park et al., arXiv 2502.02538 (equation 8, actor).
+Source: Park et al., arXiv 2502.02538.
 """
 
 from typing import Any, ClassVar
