@@ -167,6 +167,7 @@ _test_time = partial(
     paper=PAPER_GUIDANCE,
 )
 
+
 def _best_of(samples: tuple[int, ...]) -> Method:
     return Method(
         "test-time",

@@ -20,11 +20,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qgf._files import read_json
 from qgf._page import Page, data_url
+from qgf._validation import intact_manifest, validation_batch
 from qgf.checkpoint import load_record
 from qgf.config import PRESETS
-from qgf.data.dataset import Dataset
-from qgf.data.manifest import Manifest, read_manifest
-from qgf.envs import EnvName
+from qgf.data.manifest import Manifest
 from qgf.errors import UserError
 from qgf.methods import METHODS, Learners
 from qgf.policy import load_learners, sample_actions
@@ -61,6 +60,8 @@ def report(run: Path, *, video: bool = True) -> Path:
     if not (run / "eval.json").exists():
         raise UserError(f"{run} was not evaluated; run `qgf eval {run}` first")
     result = read_json(run / "eval.json")
+    if "qgf" not in result:
+        raise UserError(f"{run} was evaluated without qgf; run `qgf eval {run}` first")
     shown = _shown(result)
     page = Page(run / "report")
     _headline(page, result)
@@ -219,21 +220,16 @@ def _sample_q(
     run: Path, record: dict, checkpoint: str, weight: float
 ) -> Float[np.ndarray, "actions state"]:
     """Return Q at validation states, of all training seeds: the data's actions, BC's, guided."""
-    manifest = _manifest(record)
-    config = record["config"]
-    name = EnvName.parse(record["env"]).dataset  # without the task, whose rewards are not needed
-    data = Dataset(manifest, name, chunk=config["chunk"], discount=config["discount"])
-    chunks = data.chunks(manifest.split("val")[:1])
-    random = np.random.default_rng(0)
-    rows = random.choice(len(chunks.start), min(STATES, len(chunks.start)), replace=False)
-    batch = jax.device_put(chunks).take(jnp.asarray(rows))
+    batch = validation_batch(record, STATES)
     noise = jax.random.normal(jax.random.key(0), (1, *batch.action.shape))
 
     @eqx.filter_jit
     @eqx.filter_vmap
     def q(learners: Learners) -> Float[Array, "actions state"]:
         sampled = [
-            sample_actions(METHODS["qgf"], learners, batch.obs, noise, jnp.full(len(rows), w))[0]
+            sample_actions(METHODS["qgf"], learners, batch.obs, noise, jnp.full(len(batch.obs), w))[
+                0
+            ]
             for w in (0.0, weight)
         ]
         critic = learners["critic"].critic
@@ -241,18 +237,6 @@ def _sample_q(
 
     learners = load_learners(run, ["qgf"], which=checkpoint)
     return np.concatenate(np.asarray(q(learners)), axis=1)
-
-
-def _manifest(record: dict) -> Manifest:
-    """Return the manifest of the run's data. UserError if they are gone or have changed."""
-    folder = Path(record["data"]["folder"])
-    if not folder.is_dir():
-        raise UserError(f"the data folder {folder} is gone")
-    manifest = read_manifest(folder)
-    shard = manifest.split("val")[0]
-    if shard.sha256 != record["data"]["sha256"].get(shard.file) or not manifest.intact(shard):
-        raise UserError(f"{folder / shard.file} is no longer the data of this run")
-    return manifest
 
 
 def _curves(page: Page, run: Path) -> None:
@@ -319,7 +303,7 @@ def _curve(axes: Axes, lines: Sequence[dict], name: str) -> None:
 def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
     data, counts = record["data"], result["episodes"]
     try:
-        manifest = _manifest(record)
+        manifest = intact_manifest(record)
         rows = {s: sum(shard.rows for shard in manifest.split(s)) for s in ("train", "val")}
         size = f"{rows['train']:,} rows for training, {rows['val']:,} for validation"
     except UserError as error:

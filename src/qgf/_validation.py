@@ -1,0 +1,42 @@
+"""States of a run's validation data, at which reports and studies look at its learners."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qgf.data.dataset import Batch, Dataset
+from qgf.data.manifest import Manifest, read_manifest
+from qgf.envs import EnvName
+from qgf.errors import UserError
+
+
+def validation_batch(record: dict, states: int) -> Batch:
+    """Return up to `states` chunks, drawn once and for all, of a run's first -val shard.
+
+    Args:
+        record: the run's config.json.
+
+    Raises:
+        UserError: the data are gone or have changed.
+    """
+    manifest, config = intact_manifest(record), record["config"]
+    name = EnvName.parse(record["env"]).dataset  # without the task, whose rewards are not needed
+    data = Dataset(manifest, name, chunk=config["chunk"], discount=config["discount"])
+    chunks = data.chunks(manifest.split("val")[:1])
+    random = np.random.default_rng(0)
+    rows = random.choice(len(chunks.start), min(states, len(chunks.start)), replace=False)
+    return jax.device_put(chunks).take(jnp.asarray(rows))
+
+
+def intact_manifest(record: dict) -> Manifest:
+    """Return the manifest of a run's data. UserError if they are gone or have changed."""
+    folder = Path(record["data"]["folder"])
+    if not folder.is_dir():
+        raise UserError(f"the data folder {folder} is gone")
+    manifest = read_manifest(folder)
+    shard = manifest.split("val")[0]
+    if shard.sha256 != record["data"]["sha256"].get(shard.file) or not manifest.intact(shard):
+        raise UserError(f"{folder / shard.file} is no longer the data of this run")
+    return manifest
