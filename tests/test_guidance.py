@@ -98,6 +98,27 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@functools.cache
+def formula_sampler(name, steps=STEPS):
+    """Sampling with the formulas above, the critic scaled, with an extra slope for each row."""
+
+    def sample(obs, noise, weight, scale, extra):
+        def q(obs, action):
+            return scale * critic(obs, action) + jnp.where(extra == 0, 0, extra * action[:, 0])
+
+        return guided_sample_counting(
+            velocity, q, obs, noise, weight, steps=steps, estimator=ESTIMATORS[name]
+        )
+
+    jitted = jax.jit(sample)
+
+    def compiled_once(obs, noise, weight, scale=1.0, extra=0.0):
+        weight, extra = (jnp.asarray(np.broadcast_to(x, len(obs)), "f4") for x in (weight, extra))
+        return jitted(obs, noise, weight, jnp.asarray(scale, "f4"), extra)
+
+    return compiled_once
+
+
 @pytest.fixture
 def start():
     random = np.random.default_rng(0)
@@ -116,14 +137,15 @@ def test_gaussian_policy_and_quadratic_critic_in_closed_form(name, start):
             assert_close(x, y)
 
 
-@pytest.mark.parametrize("steps", [STEPS, 3])
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "name, steps", [*((name, STEPS) for name in ESTIMATORS), ("bptt", 3), ("qgf-chain", 3)]
+)
 def test_guided_actions_in_closed_form_with_a_weight_for_every_row(name, steps, start):
     weights = jnp.linspace(0, 1, 20)
     expected = rows(partial(closed_form_sample, name, steps=steps), *start, weights)
-    sample = partial(guided_sample, velocity, critic, steps=steps, estimator=ESTIMATORS[name])
-    actual = jax.jit(sample)(*start, weights)
+    actual, unguided = formula_sampler(name, steps)(*start, weights)
     assert_close(actual, expected)
+    assert unguided.tolist() == [0] * 20
 
 
 def test_one_weight_for_all_rows(start):
@@ -158,10 +180,11 @@ def networks(width=64, depth=2):
 def naive(name, policy, ensemble, obs, action, k, steps):
     """g for one row of networks in float64, with every derivative by finite differences."""
 
+    # Not in float64: in float32 the angles of the embedding are off by 1e-3.
+    embeddings = np.asarray(time_embedding(jnp.arange(steps) / steps))
+
     def v(action, k):
-        # In float32 already the angles of the embedding are off by 1e-3.
-        embedding = time_embedding(jnp.full(1, k / steps))[0]
-        return reference.mlp(policy.mlp, obs[None], action[None], embedding[None])[0]
+        return reference.mlp(policy.mlp, obs[None], action[None], embeddings[k : k + 1])[0]
 
     def one_step(action):
         return np.clip(action + (1 - k / steps) * v(action, k), -1, 1)
@@ -242,17 +265,16 @@ def test_smooth_averages_the_jacobian_around_the_action():
 
 
 def test_smooth_does_not_depend_on_the_batch_or_the_call():
-    policy, q, _ = networks(width=12)
-    obs = jax.random.normal(jax.random.key(2), (5, 11))
-    action = jax.random.normal(jax.random.key(3), (5, 10))
-    smooth, jacobian = (
-        jax.jit(partial(ESTIMATORS[name], policy, q, steps=4))
-        for name in ("qgf-jacobian-smooth", "qgf-jacobian")
-    )
+    bent = lambda obs, action, t: jnp.sin(3 * action) * action[:, ::-1]  # noqa: E731
+    smooth = partial(ESTIMATORS["qgf-jacobian-smooth"], bent, critic, steps=4)
+    random = np.random.default_rng(0)
+    action = jnp.asarray(random.uniform(-0.4, 0.4, (5, 3)), jnp.float32)
+    obs = jnp.zeros((5, 3))
     together = smooth(obs, action, jnp.zeros(5))[1]
     again = smooth(obs[3:4], action[3:4], jnp.zeros(1))[1]
-    np.testing.assert_allclose(again[0], together[3], rtol=1e-4, atol=1e-6)
-    assert abs(jacobian(obs, action, jnp.zeros(5))[1] - together).max() > 1e-3
+    np.testing.assert_allclose(again[0], together[3], rtol=1e-5)
+    unsmoothed = ESTIMATORS["qgf-jacobian"](bent, critic, obs, action, jnp.zeros(5), 4)[1]
+    assert abs(unsmoothed - together).max() > 1e-3
 
 
 def test_regularized_lies_between_the_jacobian_and_the_identity(start):
@@ -271,7 +293,7 @@ def test_regularized_lies_between_the_jacobian_and_the_identity(start):
 
 
 @functools.cache
-def sampler():
+def network_sampler():
     return eqx.filter_jit(partial(guided_sample, *networks()[:2], steps=4))
 
 
@@ -280,15 +302,14 @@ def test_weight_0_is_the_policy_to_the_last_bit(rows):
     obs = jax.random.normal(jax.random.key(2), (rows, 11))
     noise = jax.random.normal(jax.random.key(3), (rows, 10))
     plain = eqx.filter_jit(partial(euler, networks()[0], steps=4))(obs, noise)
-    assert sampler()(obs, noise, jnp.zeros(rows)).tobytes() == plain.tobytes()
-    assert abs(sampler()(obs, noise, jnp.full(rows, 0.1)) - plain).max() > 1e-4
+    assert network_sampler()(obs, noise, jnp.zeros(rows)).tobytes() == plain.tobytes()
+    assert abs(network_sampler()(obs, noise, jnp.full(rows, 0.1)) - plain).max() > 1e-4
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS.values())
-def test_weight_0_of_a_formula_is_the_policy_to_the_last_bit(estimator, start):
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_weight_0_of_a_formula_is_the_policy_to_the_last_bit(name, start):
     plain = jax.jit(partial(euler, velocity))(*start)
-    sample = jax.jit(partial(guided_sample_counting, velocity, critic, estimator=estimator))
-    actions, unguided = sample(*start, 0.0)
+    actions, unguided = formula_sampler(name)(*start, 0.0)
     assert actions.tobytes() == plain.tobytes() and unguided.tolist() == [0] * 20
 
 
@@ -296,9 +317,9 @@ def test_a_weight_for_every_row_equals_separate_calls():
     obs = jax.random.normal(jax.random.key(2), (4, 11))
     noise = jax.random.normal(jax.random.key(3), (4, 10))
     weights = jnp.array([0.0, 0.1, 1.0, 3.0])
-    together = sampler()(obs, noise, weights)
+    together = network_sampler()(obs, noise, weights)
     for i in range(4):
-        alone = sampler()(obs, noise, jnp.full(4, weights[i]))
+        alone = network_sampler()(obs, noise, jnp.full(4, weights[i]))
         assert together[i].tobytes() == alone[i].tobytes()
 
 
@@ -374,9 +395,7 @@ def test_ortho_of_a_singular_jacobian_is_orthogonal_and_finite(rank):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_zero_gradient_does_not_push(name, start):
-    flat = lambda obs, action: jnp.zeros(len(action))  # noqa: E731
-    sample = partial(guided_sample_counting, velocity, flat, estimator=ESTIMATORS[name])
-    actions, unguided = jax.jit(sample)(*start, 5.0)
+    actions, unguided = formula_sampler(name)(*start, 5.0, scale=0.0)
     np.testing.assert_allclose(actions, euler(velocity, *start), atol=1e-6)
     assert unguided.tolist() == [0] * 20
 
@@ -385,21 +404,16 @@ def test_a_zero_gradient_does_not_push(name, start):
 def test_a_gradient_that_is_not_finite_leaves_its_row_unguided_and_is_counted(name, start):
     bad = jnp.zeros(20).at[2].set(jnp.nan).at[3].set(jnp.inf).at[4].set(jnp.nan)
     weights = jnp.full(20, 0.5).at[jnp.array([4, 5])].set(0)
-
-    def faulty(obs, action):
-        return critic(obs, action) + jnp.where(bad == 0, 0, bad * action[:, 0])
-
-    sample = partial(guided_sample_counting, velocity, estimator=ESTIMATORS[name])
-    actual, unguided = jax.jit(partial(sample, faulty))(*start, weights)
-    expected, none = jax.jit(partial(sample, critic))(*start, weights.at[2:5].set(0))
+    sample = formula_sampler(name)
+    actual, unguided = sample(*start, weights, extra=bad)
+    expected, none = sample(*start, weights.at[2:5].set(0))
     np.testing.assert_allclose(actual, expected, atol=1e-6)
     assert none.tolist() == [0] * 20
     assert unguided.tolist() == [0, 0, 10, 10, 10, *[0] * 15]
 
 
 def test_only_the_steps_without_a_gradient_are_unguided_and_counted():
-    # From 0 the velocity 1 leads up in 4 steps; the critic's slope is 1 below ½ and NaN above,
-    # so a clean action (a + (1 - t)) of 1 or more is pushed no further.
+    # The critic's slope is 1, but NaN (0 · ∞ and beyond) from 1 on.
     def ends(obs, action):
         return jnp.sqrt(1 - action[:, 0]) * 0 + action[:, 0]
 
@@ -414,7 +428,7 @@ def test_only_the_steps_without_a_gradient_are_unguided_and_counted():
     np.testing.assert_allclose(actions, [[1.0], [1.0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("size, weight", [(1e30, 1e20), (1e38, 1e10), (1e30, 1.0), (3e38, 1.0)])
+@pytest.mark.parametrize("size, weight", [(1e30, 1e20), (3e38, 1.0)])
 def test_a_push_too_large_for_the_next_velocity_is_unguided_and_counted(size, weight):
     policy, _, _ = networks(width=12)
     obs = jax.random.normal(jax.random.key(2), (2, 11))
@@ -466,22 +480,28 @@ EVALUATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_network_evaluations(name, start):
+def counted_functions():
     counts = dict.fromkeys(range(4), 0)
-    counted = counting(velocity, counts, 0, 1), counting(critic, counts, 2, 3)
+    pull = counting(lambda obs, action, t: -action, counts, 0, 1)
+    bowl = counting(lambda obs, action: -jnp.square(action).sum(-1), counts, 2, 3)
+    return pull, bowl, counts
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_network_evaluations(name):
+    *functions, counts = counted_functions()
+    obs, noise = jnp.zeros((2, 1)), jnp.full((2, 3), 0.5)
     with jax.disable_jit():
-        guided_sample(*counted, *(x[:2] for x in start), 1.0, estimator=ESTIMATORS[name])
+        guided_sample(*functions, obs, noise, 1.0, estimator=ESTIMATORS[name])
         jax.effects_barrier()
     assert tuple(count / 2 for count in counts.values()) == EVALUATIONS[name]
 
 
-def test_network_evaluations_without_a_weight(start):
-    counts = dict.fromkeys(range(4), 0)
-    counted = counting(velocity, counts, 0, 1), counting(critic, counts, 2, 3)
-    jax.jit(partial(guided_sample, *counted))(*start, 0.0)
+def test_network_evaluations_without_a_weight():
+    *functions, counts = counted_functions()
+    jax.jit(partial(guided_sample, *functions))(jnp.zeros((2, 1)), jnp.full((2, 3), 0.5), 0.0)
     jax.effects_barrier()
-    assert [count / 20 for count in counts.values()] == [10, 0, 0, 0]
+    assert [count / 2 for count in counts.values()] == [10, 0, 0, 0]
 
 
 def test_q_gradient_equals_finite_differences():

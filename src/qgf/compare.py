@@ -11,12 +11,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from qgf._files import read_json, write_json
+from qgf._validation import validation_batch
 from qgf.checkpoint import list_checkpoints, load_learner, load_record
 from qgf.config import Config, Spec
 from qgf.data.manifest import load_manifest
@@ -24,10 +28,12 @@ from qgf.envs import EnvName
 from qgf.errors import UserError
 from qgf.evaluate import SPLITS, Arm, actor, choose, figures, make_jobs, roll_out, table
 from qgf.leaderboard import leaderboard, write_leaderboard
-from qgf.methods import Learners, Method, canonical, find_method, kinds_of, settings
+from qgf.methods import METHODS, Learners, Method, canonical, find_method, kinds_of, settings
+from qgf.policy import noise_size, sample_actions
 from qgf.train import train
 
 CALLS = 20  # timed calls of a method
+STATES = 512  # of the validation data, at which the critic is asked
 
 
 @dataclass(frozen=True)
@@ -92,29 +98,42 @@ def compare(
         seed,
     )
     _check_facts(plan)
-    entries = []
+    entries, searched = [], {}
     for dataset in dict.fromkeys(_dataset(env) for env in plan.envs):
         tasks = [env for env in plan.envs if _dataset(env) == dataset]
+        searched[dataset] = {name: _search(plan, name, tasks) for name in plan.methods}
         for name in plan.methods:
-            entries += _entries(plan, name, tasks)
+            entries += _entries(plan, name, tasks, searched[dataset][name])
     costs = {name: _cost(plan, name) for name in plan.methods}
-    result = leaderboard(entries, costs, _facts(plan))
+    result = leaderboard(entries, costs, _facts(plan)) | {"settings": searched}
     write_leaderboard(plan.out, result)
     return result
 
 
-def _entries(plan: Plan, name: str, tasks: Sequence[str]) -> list[dict]:
-    """Return a method's entries for the tasks of one domain, its setting chosen on all."""
-    chosen, tuned = settings(name)[0], {}
-    if len(settings(name)) > 1:
-        tunes = [_outcomes(plan, name, env, "tune", settings(name)) for env in tasks]
-        rows = []
-        for setting in settings(name):
-            data = np.concatenate([tune[_key(setting)] for tune in tunes], axis=1)
-            rows.append({"weight": setting[0], "samples": setting[1], "tune": figures(data)})
-        best = choose(rows)
-        chosen = (best["weight"], best["samples"])
-        tuned = {k: best["tune"][k] for k in ("success", "episodes")}
+def _search(plan: Plan, name: str, tasks: Sequence[str]) -> list[dict]:
+    """Return what every setting of a method comes to on the tasks of one domain.
+
+    That is success on tune episodes (where there is something to choose), and what the critic
+    thinks of its actions.
+    """
+    several = len(settings(name)) > 1
+    tunes = [_outcomes(plan, name, env, "tune", settings(name)) for env in tasks if several]
+    opinions = np.mean([_opinions(plan, name, env) for env in tasks], axis=0)
+    rows = []
+    for (weight, samples), (gain, moved) in zip(settings(name), opinions, strict=True):
+        row = {"weight": weight, "samples": samples, "q_gain": gain, "moved": moved}
+        if several:
+            data = np.concatenate([tune[_key((weight, samples))] for tune in tunes], axis=1)
+            row["tune"] = figures(data)
+        rows.append(row)
+    return rows
+
+
+def _entries(plan: Plan, name: str, tasks: Sequence[str], rows: Sequence[dict]) -> list[dict]:
+    """Return a method's entries for the tasks of one domain, at the setting chosen on all."""
+    best = choose(rows) if len(rows) > 1 else rows[0]
+    chosen = (best["weight"], best["samples"])
+    tuned = {k: best["tune"][k] for k in ("success", "episodes")} if "tune" in best else {}
     entries = []
     for env in tasks:
         data = _outcomes(plan, name, env, "test", [chosen])[_key(chosen)]
@@ -159,6 +178,49 @@ def _outcomes(
             found[setting] = table(outcomes, arm, split)
             write_json(folder / f"{split} {_key(setting)}.json", found[setting].tolist())
     return {_key(setting): found[setting] for setting in wanted}
+
+
+def _opinions(plan: Plan, name: str, env: str) -> list[list[float]]:
+    """Return, for every setting, how the critic values a method's actions, and how far they go.
+
+    At states of the validation data, with the noise that the cloned policy gets: by how much
+    the mean IQL critic's Q exceeds that of cloned actions, and the root mean square distance
+    from them, an action dimension.
+    """
+    path = plan.out / "opinions" / env / f"{name}.json"
+    if path.exists():
+        return read_json(path)
+    method = find_method(name)
+    base = {role: load_learner(_run(plan, role, env), role) for role in ("policy", "critic")}
+    pair = (base, _learners(plan, name, env))
+    obs = validation_batch(load_record(_run(plan, "policy", env)), STATES).obs
+    size = noise_size(method, pair[1], _spec(plan, env))
+    noise = jax.random.normal(jax.random.key(0), (max(method.samples), len(obs), size))
+    found = []
+    for weight, samples in settings(name):
+        each = [
+            _opinion(method, *_of_seed(pair, i), obs, noise[:samples], jnp.asarray(weight))
+            for i in range(len(plan.seeds))
+        ]
+        found.append(np.mean(each, axis=0).tolist())
+    write_json(path, found)
+    return found
+
+
+def _of_seed(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, tree)
+
+
+@eqx.filter_jit
+def _opinion(
+    method: Method, base: Learners, learners: Learners, obs: Array, noise: Array, weight: Array
+) -> Float[Array, "2"]:
+    actions, _ = sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))
+    first = noise[:1, :, : actions.shape[1]]  # more noise is that of later steps
+    plain, _ = sample_actions(METHODS["bc"], base, obs, first, jnp.zeros(len(obs)))
+    q = base["critic"].critic
+    gain = (q(obs, actions) - q(obs, plain)).mean()
+    return jnp.stack([gain, jnp.sqrt(jnp.square(actions - plain).mean())])
 
 
 def _learners(plan: Plan, name: str, env: str) -> Learners:

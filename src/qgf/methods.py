@@ -168,7 +168,7 @@ _test_time = partial(
 )
 
 
-def _best_of(samples: tuple[int, ...]) -> Method:
+def _best_of(samples: int) -> Method:
     return Method(
         "test-time",
         ("policy", "critic"),
@@ -176,7 +176,7 @@ def _best_of(samples: tuple[int, ...]) -> Method:
         (10, 0, 2, 0),
         "of N cloned actions the one with the highest Q",
         QGF_PAPER,
-        samples=samples,
+        samples=(samples,),
         paper="N of 4, 16",
     )
 
@@ -219,8 +219,8 @@ METHODS: dict[str, Method] = {
         (90, 80, 20, 10),
         "that Jacobian averaged over perturbed actions",
     ),
-    "bfn": _best_of((4, 8, 16)),
-    "bfn-4": _best_of((4,)),
+    "bfn": _best_of(16),
+    "bfn-4": _best_of(4),
     "qgf+bfn": _test_time(
         _estimator("qgf"),
         (10, 0, 22, 10),
