@@ -8,6 +8,9 @@ import re
 from functools import partial
 from pathlib import Path
 
+from qgf.leaderboard import sections
+from qgf.methods import GUIDANCE, METHODS
+
 ROOT = Path(__file__).parent.parent
 PARTS = ("training", "latency", "methods", "collecting", "evaluating")
 PAGES = ("README.md", "docs/results.md", "docs/performance.md")
@@ -68,7 +71,115 @@ def speed(part: str) -> str:
     return markdown(["", *(key.replace("_", " ") for key in keys)], rows)
 
 
+def board(name: str) -> dict:
+    return json.loads((ROOT / f"results/{name}.json").read_text())["result"]
+
+
+def leaderboard(name: str) -> str:
+    shown = sections(board(name))
+    return "\n\n".join(
+        part for s in shown for part in (f"**{s.title}**", markdown(s.head, s.rows), s.note) if part
+    )
+
+
+def rate(figures: dict, key: str = "mean") -> str:
+    return f"{percent(figures[key])} ({interval(figures[f'{key}_ci95'])})"
+
+
+def verdict(figures: dict) -> str:
+    """Say on which side of a coin toss the interval of P(QGF > it) lies."""
+    low, high = figures["qgf_improves_ci95"]
+    return "below QGF" if low > 0.5 else "above QGF" if high < 0.5 else "level with QGF"
+
+
+def against_qgf(result: dict, names: list[str]) -> str:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        figures = result["overall"][name]
+        text = f"{name} {percent(figures['mean'])}, P {rate(figures, 'qgf_improves')}"
+        found.setdefault(verdict(figures), []).append(text)
+    return "; ".join(f"{side}: {', '.join(parts)}" for side, parts in found.items())
+
+
+def beats() -> str:
+    test_time, trained = board("leaderboard"), board("leaderboard-trained")
+    lines = []
+    for result, kinds in ((test_time, ("test-time",)), (trained, ("extra network", "train-time"))):
+        names = [
+            n for n in result["methods"] if METHODS[n].kind in kinds and n not in ("qgf", "bc")
+        ]
+        lines.append(
+            f"On {len(result['tasks'])} task(s), QGF {rate(result['overall']['qgf'])}, BC "
+            f"{rate(result['overall']['bc'])}. {against_qgf(result, names)}."
+        )
+    return "\n\n".join(lines)
+
+
+def pooled(result: dict, name: str) -> dict[float, dict]:
+    """Return, for every weight, a method's tune success, Q gain and distance over all domains."""
+    found: dict[float, list[tuple[dict, int]]] = {}
+    for dataset, methods in result["settings"].items():
+        tasks = len(result["domains"][dataset]["tasks"])
+        for row in methods[name]:
+            found.setdefault(row["weight"], []).append((row, tasks))
+    pool = {}
+    for weight, rows in found.items():
+        total = sum(n for _, n in rows)
+        pool[weight] = {k: sum(r[k] * n for r, n in rows) / total for k in ("q_gain", "moved")}
+        pool[weight]["success"] = sum(r["tune"]["success"] * n for r, n in rows) / total
+        pool[weight]["episodes"] = sum(r["tune"]["episodes"] for r, _ in rows)
+    return pool
+
+
+def optimizers() -> str:
+    """Q reached against success for the same weights: who exploits the critic?"""
+    result = board("leaderboard")
+    names = [n for n in result["methods"] if METHODS[n].weights == GUIDANCE and n != "qgf+bfn"]
+    rows = []
+    for weight in GUIDANCE[2:]:
+        for name in names:
+            p = pooled(result, name)[weight]
+            cells = [f"{p['q_gain']:+.2f}", f"{p['moved']:.3f}", percent(p["success"])]
+            rows.append([f"{weight:g}", name, *cells, str(p["episodes"])])
+    head = ["w", "method", "Q above BC's", "distance from BC's action", "success", "episodes"]
+    return markdown(head, rows)
+
+
+def weights() -> str:
+    pool = pooled(board("leaderboard"), "qgf")
+    best, last = max(pool, key=lambda w: pool[w]["success"]), max(pool)
+    curve = ", ".join(f"{percent(p['success'])} at w = {w:g}" for w, p in sorted(pool.items()))
+    falls = pool[last]["success"] < pool[best]["success"] and best < last
+    shape = "rises and then falls" if falls else "does not fall within the weights tried"
+    episodes = pool[best]["episodes"]
+    return f"Tune episodes of all tasks, {episodes} a weight: {curve}. Success {shape}."
+
+
+def compute() -> str:
+    result = board("leaderboard")
+    rows = []
+    for name in ("bc", "qgf", "bfn-4", "bfn", "qgf+bfn", "gradstep", "bptt"):
+        cost = result["costs"][name]
+        ms = [f"{cost['ms'][batch]:.3g}" for batch in ("1", "50")]
+        rows.append([name, rate(result["overall"][name]), *ms, f"{cost['flops'] / 1e6:.0f}"])
+    return markdown(["method", "success", "ms, batch 1", "ms, batch 50", "MFLOPs"], rows)
+
+
+def ablations() -> str:
+    result = board("leaderboard")
+    names = [n for n in result["methods"] if n.startswith("qgf-") or n in ("qgf", "bptt", "qfql")]
+    order = " > ".join(f"{n} {rate(result['overall'][n])}" for n in names)
+    return f"By mean success: {order}."
+
+
 TABLES = {
+    "leaderboard": partial(leaderboard, "leaderboard"),
+    "trained": partial(leaderboard, "leaderboard-trained"),
+    "beats": beats,
+    "optimizers": optimizers,
+    "weights": weights,
+    "compute": compute,
+    "ablations": ablations,
     "quality": quality,
     "sweep": sweep,
     **{part: partial(speed, part) for part in PARTS},

@@ -1,7 +1,11 @@
 """What the documents say is what the results and the code say."""
 
 import importlib.util
+import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +45,24 @@ def test_the_map_names_every_module():
     for path in (ROOT / "src/qgf").rglob("*.py"):
         name = str(path.relative_to(ROOT / "src/qgf"))
         assert name.endswith("__init__.py") or f"`{name}`" in listed, name
+
+
+def test_commands_of_the_pages_parse(run, tmp_path):
+    """In a process where annotations are not checked; tyro bends them."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
+    lines = re.findall(r"^    (qgf .*?)(?:  #.*)?$", text, re.MULTILINE)
+    assert len(lines) > 8
+    code = "import json, sys; from qgf.cli import _parse; [_parse(a) for a in json.load(sys.stdin)]"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/task2").symlink_to(run)  # a base whose settings are read while parsing
+    argv = json.dumps([shlex.split(line)[1:] for line in lines])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=argv,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr

@@ -52,7 +52,9 @@ STYLE = "table { font-size: .8rem; } th, td { overflow-wrap: normal; padding-rig
 Rates = dict[str, Float[np.ndarray, "resample seed"]]
 
 
-class _Section(NamedTuple):
+class Section(NamedTuple):
+    """A table with its title and the note under it."""
+
     title: str
     head: list[str]
     rows: list[list[str]]
@@ -155,9 +157,9 @@ def write_leaderboard(out: Path, result: dict) -> None:
     page.add(f"<style>{STYLE}</style>")
     page.figure("leaderboard", _figure(result), alt, "Over all tasks, with 95% intervals.")
     text = [f"# {title}", f"![{alt}](leaderboard.png)"]
-    for section in _sections(result):
+    for section in sections(result):
         page.add(f"<h2>{escape(section.title)}</h2>{_html(section)}")
-        text += [f"## {section.title}", _markdown(section)]
+        text += [f"## {section.title}", markdown(section)]
         if section.note:
             page.add(f'<p class="lead">{escape(section.note)}</p>')
             text.append(section.note)
@@ -166,8 +168,9 @@ def write_leaderboard(out: Path, result: dict) -> None:
         file.write(("\n\n".join(text) + "\n").encode())
 
 
-def _sections(result: dict) -> list[_Section]:
-    sections = [_overall(result)]
+def sections(result: dict) -> list[Section]:
+    """Return the tables of a leaderboard: all tasks, each domain, and what was run."""
+    tables = [_overall(result)]
     for domain, found in result["domains"].items():
         names = [name for name in result["methods"] if name in found["methods"]]
         tasks = [result["tasks"][env] for env in found["tasks"]]
@@ -181,17 +184,17 @@ def _sections(result: dict) -> list[_Section]:
             setting = _setting(name, next(task[name] for task in tasks if name in task))
             rows.append([name, *cells, *means, setting])
         head = ["method", *head, "mean", "IQM", "setting"]
-        sections.append(_Section(domain, head, rows, SUCCESS_NOTE + _unguided(tasks)))
+        tables.append(Section(domain, head, rows, SUCCESS_NOTE + _unguided(tasks)))
         rows = [[name, *(_points(task.get(name, {})) for task in tasks)] for name in names]
         rows = [row for row in rows if {*row[1:]} != {"–"}]
         if rows:
             title = f"{domain}: difference to BC"
-            sections.append(_Section(title, ["method", *labels], rows, DIFFERENCE_NOTE))
+            tables.append(Section(title, ["method", *labels], rows, DIFFERENCE_NOTE))
     facts = [[name.replace("_", " "), _plain(value)] for name, value in result["facts"].items()]
-    return [*sections, _Section("What was run", ["", ""], facts, "")]
+    return [*tables, Section("What was run", ["", ""], facts, "")]
 
 
-def _overall(result: dict) -> _Section:
+def _overall(result: dict) -> Section:
     head = ["method", "tasks", "mean", "IQM", "P(QGF > it)", "ms, batch 1", "ms, batch 50"]
     rows = []
     for name in result["methods"]:
@@ -204,7 +207,7 @@ def _overall(result: dict) -> _Section:
         measured = [cost["ms"].get("1"), cost["ms"].get("50"), cost["flops"] / 1e6]
         row += map(_number, [*measured, cost["train_seconds"]])
         rows.append(row)
-    return _Section("All tasks", [*head, "MFLOPs", "training, s"], rows, OVERALL_NOTE)
+    return Section("All tasks", [*head, "MFLOPs", "training, s"], rows, OVERALL_NOTE)
 
 
 def _setting(name: str, figures: dict) -> str:
@@ -249,12 +252,13 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _markdown(section: _Section) -> str:
+def markdown(section: Section) -> str:
+    """Return a section's table."""
     lines = [section.head, ["---"] * len(section.head), *section.rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _html(section: _Section) -> str:
+def _html(section: Section) -> str:
     """Return a table; an interval may go to a second line but does not fall apart."""
     rows = []
     for row in section.rows:

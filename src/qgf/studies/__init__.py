@@ -1,0 +1,55 @@
+"""Studies: one file a figure of the paper, run by `qgf study NAME`.
+
+A study is a module of three functions: `measure(preset, out)` returns its data, ready for
+JSON (OUT is a folder for what it has to make on the way, and to reuse); `draw(data)` returns
+a figure; `say(data)` compares the data with the paper's claim in one paragraph, whose words
+follow from the data.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from matplotlib.figure import Figure
+
+from qgf._files import atomic_open, write_json
+from qgf.errors import UserError, nearest
+
+Preset = Literal["smoke", "laptop", "paper"]
+
+
+@runtime_checkable
+class Study(Protocol):
+    """What a module of this package offers."""
+
+    def measure(self, preset: Preset, out: Path) -> dict[str, Any]: ...
+
+    def draw(self, data: dict[str, Any]) -> Figure: ...
+
+    def say(self, data: dict[str, Any]) -> str: ...
+
+
+STUDIES: dict[str, Study] = {}
+
+
+def run_study(name: str, preset: Preset, out: Path) -> str:
+    """Run a study; write OUT/NAME.{json,png,svg,md} and return its paragraph.
+
+    Raises:
+        UserError: no such study or preset, or OUT cannot be written.
+    """
+    if name not in STUDIES:
+        known = ", ".join(["all", *STUDIES])
+        raise UserError(f"no study {name!r}.{nearest(name, STUDIES)} There are: {known}")
+    if preset not in get_args(Preset):
+        raise UserError(f"no preset {preset!r}; there are: {', '.join(get_args(Preset))}")
+    study, out = STUDIES[name], Path(out)
+    data = {"study": name, "preset": preset, **study.measure(preset, out)}
+    write_json(out / f"{name}.json", data)
+    figure = study.draw(data)
+    for kind in ("png", "svg"):
+        with atomic_open(out / f"{name}.{kind}") as file:
+            figure.savefig(file, format=kind, dpi=200)
+    paragraph = study.say(data)
+    with atomic_open(out / f"{name}.md", "w") as file:
+        file.write(paragraph + "\n")
+    return paragraph
