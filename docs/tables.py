@@ -145,6 +145,16 @@ def optimizers() -> str:
     return markdown(head, rows)
 
 
+def critics() -> str:
+    """The same policy guided by two critics; both rows from `qgf eval`."""
+    rows = []
+    for entry in json.loads((ROOT / "results/critics.json").read_text())["runs"]:
+        ours = entry["result"]["qgf"]
+        success = f"{percent(ours['success'])} ({interval(ours['ci95'])})"
+        rows.append([entry["critic"], f"{ours['weight']:g}", success, str(ours["episodes"])])
+    return markdown(["critic", "w", "success of QGF", "test episodes"], rows)
+
+
 def weights() -> str:
     pool = pooled(board("leaderboard"), "qgf")
     best, last = max(pool, key=lambda w: pool[w]["success"]), max(pool)
@@ -178,6 +188,7 @@ TABLES = {
     "beats": beats,
     "optimizers": optimizers,
     "weights": weights,
+    "critics": critics,
     "compute": compute,
     "ablations": ablations,
     "quality": quality,

@@ -235,6 +235,24 @@ class Methods:
 
 
 @dataclass(frozen=True)
+class Study:
+    """Check a figure of the paper: write its data, a figure and what they say."""
+
+    name: Positional[str]
+    """one of the studies, or all"""
+    preset: Literal["smoke", "laptop", "paper"] = "laptop"
+    """how much is measured"""
+    out: Path = Path("studies")
+    """folder of the results"""
+
+    def __call__(self) -> None:
+        from qgf.studies import STUDIES, run_study
+
+        for name in STUDIES if self.name == "all" else [self.name]:
+            print(f"{name}: {run_study(name, self.preset, self.out)}", flush=True)
+
+
+@dataclass(frozen=True)
 class Report:
     """Write report.html and its pictures into a run's folder."""
 
@@ -270,6 +288,7 @@ COMMANDS: dict[str, type] = {
     "eval": Eval,
     "compare": Compare,
     "methods": Methods,
+    "study": Study,
     "report": Report,
     "demo": Demo,
 }
