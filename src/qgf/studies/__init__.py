@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from qgf._files import atomic_open, write_json
 from qgf.errors import UserError, nearest
+from qgf.studies import sensitivity
 
 Preset = Literal["smoke", "laptop", "paper"]
 
@@ -28,7 +29,7 @@ class Study(Protocol):
     def say(self, data: dict[str, Any]) -> str: ...
 
 
-STUDIES: dict[str, Study] = {}
+STUDIES: dict[str, Study] = {"sensitivity": sensitivity}
 
 
 def run_study(name: str, preset: Preset, out: Path) -> str:
