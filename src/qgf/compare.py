@@ -6,6 +6,7 @@ reported on other episodes. Every finished piece is a file: a comparison that wa
 on with the next.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float
 
 from qgf._files import read_json, write_json
 from qgf._validation import validation_batch
+from qgf._workers import Workers
 from qgf.checkpoint import list_checkpoints, load_learner, load_record
 from qgf.config import Config, Spec
 from qgf.data.manifest import load_manifest
@@ -101,9 +103,14 @@ def compare(
     entries, searched = [], {}
     for dataset in dict.fromkeys(_dataset(env) for env in plan.envs):
         tasks = [env for env in plan.envs if _dataset(env) == dataset]
+        tunable = {name: settings(name) for name in plan.methods if len(settings(name)) > 1}
+        _evaluate(plan, tasks, "tune", tunable)
         searched[dataset] = {name: _search(plan, name, tasks) for name in plan.methods}
-        for name in plan.methods:
-            entries += _entries(plan, name, tasks, searched[dataset][name])
+        chosen = {name: _chosen(rows) for name, rows in searched[dataset].items()}
+        tests = {name: [(row["weight"], row["samples"])] for name, row in chosen.items()}
+        _evaluate(plan, tasks, "test", tests)
+        for name, row in chosen.items():
+            entries += [_entry(plan, name, env, row) for env in tasks]
     costs = {name: _cost(plan, name) for name in plan.methods}
     result = leaderboard(entries, costs, _facts(plan)) | {"settings": searched}
     write_leaderboard(plan.out, result)
@@ -116,68 +123,68 @@ def _search(plan: Plan, name: str, tasks: Sequence[str]) -> list[dict]:
     That is success on tune episodes (where there is something to choose), and what the critic
     thinks of its actions.
     """
-    several = len(settings(name)) > 1
-    tunes = [_outcomes(plan, name, env, "tune", settings(name)) for env in tasks if several]
     opinions = np.mean([_opinions(plan, name, env) for env in tasks], axis=0)
     rows = []
     for (weight, samples), (gain, moved) in zip(settings(name), opinions, strict=True):
         row = {"weight": weight, "samples": samples, "q_gain": gain, "moved": moved}
-        if several:
-            data = np.concatenate([tune[_key((weight, samples))] for tune in tunes], axis=1)
-            row["tune"] = figures(data)
+        if len(opinions) > 1:
+            tunes = [_read(plan, name, env, "tune", (weight, samples)) for env in tasks]
+            row["tune"] = figures(np.concatenate(tunes, axis=1))
         rows.append(row)
     return rows
 
 
-def _entries(plan: Plan, name: str, tasks: Sequence[str], rows: Sequence[dict]) -> list[dict]:
-    """Return a method's entries for the tasks of one domain, at the setting chosen on all."""
-    best = choose(rows) if len(rows) > 1 else rows[0]
-    chosen = (best["weight"], best["samples"])
-    tuned = {k: best["tune"][k] for k in ("success", "episodes")} if "tune" in best else {}
-    entries = []
+def _chosen(rows: Sequence[dict]) -> dict:
+    return choose(rows) if len(rows) > 1 else rows[0]
+
+
+def _entry(plan: Plan, name: str, env: str, chosen: dict) -> dict:
+    """Return a method's test episodes of one task, at the setting chosen for the domain."""
+    data = _read(plan, name, env, "test", (chosen["weight"], chosen["samples"]))
+    return {
+        "env": env,
+        "method": name,
+        "weight": chosen["weight"],
+        "samples": chosen["samples"],
+        "episodes": data[..., 0].astype(int).tolist(),
+        "returns": data[..., 1].tolist(),
+        "fallbacks": int(data[..., 3].sum()),
+        "tune": {k: chosen["tune"][k] for k in ("success", "episodes")} if "tune" in chosen else {},
+    }
+
+
+def _evaluate(
+    plan: Plan, tasks: Sequence[str], split: str, wanted: dict[str, list[tuple[float, int]]]
+) -> None:
+    """Run the episodes of every method's settings that are not there yet."""
     for env in tasks:
-        data = _outcomes(plan, name, env, "test", [chosen])[_key(chosen)]
-        entries.append(
-            {
-                "env": env,
-                "method": name,
-                "weight": chosen[0],
-                "samples": chosen[1],
-                "episodes": data[..., 0].astype(int).tolist(),
-                "returns": data[..., 1].tolist(),
-                "fallbacks": int(data[..., 3].sum()),
-                "tune": tuned,
-            }
-        )
-    return entries
+        with contextlib.ExitStack() as stack:
+            pool = None
+            for name, every in wanted.items():
+                missing = [s for s in every if not _file(plan, name, env, split, s).exists()]
+                if not missing:
+                    continue
+                learners = _learners(plan, name, env)
+                # One pool for all methods: making its environments takes longer than a method.
+                pool = pool or stack.enter_context(Workers(env, plan.slots, plan.workers))
+                arms = {setting: Arm(name, *setting) for setting in missing}
+                jobs = make_jobs([*arms.values()], len(plan.seeds), {split: plan.counts[split]})
+                print(f"evaluating {name} on {env}, {split} episodes", flush=True)
+                spec, seed = _spec(plan, env), plan.seed
+                outcomes = roll_out(env, spec, learners, jobs, plan.workers, plan.slots, seed, pool)
+                for setting, arm in arms.items():
+                    path = _file(plan, name, env, split, setting)
+                    write_json(path, table(outcomes, arm, split).tolist())
 
 
-def _key(setting: tuple[float, int]) -> str:
-    return f"{setting[0]:g} of {setting[1]}"
+def _file(plan: Plan, name: str, env: str, split: str, setting: tuple[float, int]) -> Path:
+    weight, samples = setting
+    return plan.out / "episodes" / env / name / f"{split} {weight:g} of {samples}.json"
 
 
-def _outcomes(
-    plan: Plan, name: str, env: str, split: str, wanted: Sequence[tuple[float, int]]
-) -> dict[str, np.ndarray]:
-    """Return [seed, episode] outcomes of every setting, run now or read back."""
-    folder = plan.out / "episodes" / env / name
-    found = {}
-    for setting in wanted:
-        path = folder / f"{split} {_key(setting)}.json"
-        if path.exists():
-            found[setting] = np.array(read_json(path))
-    missing = [setting for setting in wanted if setting not in found]
-    if missing:
-        learners = _learners(plan, name, env)
-        arms = {setting: Arm(name, *setting) for setting in missing}
-        jobs = make_jobs([*arms.values()], len(plan.seeds), {split: plan.counts[split]})
-        print(f"evaluating {name} on {env}, {split} episodes", flush=True)
-        spec = _spec(plan, env)
-        outcomes = roll_out(env, spec, learners, jobs, plan.workers, plan.slots, plan.seed)
-        for setting, arm in arms.items():
-            found[setting] = table(outcomes, arm, split)
-            write_json(folder / f"{split} {_key(setting)}.json", found[setting].tolist())
-    return {_key(setting): found[setting] for setting in wanted}
+def _read(plan: Plan, name: str, env: str, split: str, setting: tuple[float, int]) -> np.ndarray:
+    """Return [seed, episode] outcomes, as `qgf.evaluate.table` gives them."""
+    return np.array(read_json(_file(plan, name, env, split, setting)))
 
 
 def _opinions(plan: Plan, name: str, env: str) -> list[list[float]]:

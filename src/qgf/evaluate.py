@@ -5,6 +5,7 @@ a method is tuned by is chosen on one set of episodes and reported on another.
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -179,17 +180,20 @@ def roll_out(
     workers: int,
     slots: int,
     seed: int,
+    pool: Workers | None = None,
 ) -> dict[Job, Outcome]:
     """Run all jobs, `slots` at a time; one policy call serves all that run.
 
     Args:
         learners: their arrays lead with the training-seed axis.
+        pool: processes of `slots` environments to use; by default some of its own.
     """
     outcomes = {job: Outcome() for job in jobs}
     groups = collections.defaultdict(list)
     for job in jobs:
         groups[job.arm.method, job.arm.samples].append(job)
-    with progress() as bar, Workers(env, slots, workers) as pool:
+    own = contextlib.nullcontext(pool) if pool else Workers(env, slots, workers)
+    with progress() as bar, own as pool:
         task = bar.add_task("evaluating", total=len(jobs), unit="episodes")
         for (name, samples), group in groups.items():
             act = actor(name, samples, learners, spec, seed)
