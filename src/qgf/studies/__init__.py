@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from qgf._files import atomic_open, write_json
 from qgf.errors import UserError, nearest
-from qgf.studies import sensitivity
+from qgf.studies import sensitivity, toy
 
 Preset = Literal["smoke", "laptop", "paper"]
 
@@ -29,7 +29,7 @@ class Study(Protocol):
     def say(self, data: dict[str, Any]) -> str: ...
 
 
-STUDIES: dict[str, Study] = {"sensitivity": sensitivity}
+STUDIES: dict[str, Study] = {"sensitivity": sensitivity, "toy": toy}
 
 
 def run_study(name: str, preset: Preset, out: Path) -> str:
