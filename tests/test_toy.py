@@ -228,19 +228,20 @@ def test_the_whole_study(tmp_path, monkeypatch):
     assert "Of 3 random 1-D settings (200" in toy.say(data) and toy.draw(data)
     assert (tmp_path / "toy.html").stat().st_size < 30_000
     exact = data["problems"][0]
-    noise = np.asarray(toy._select(exact, "BC")[0]["paths"])[0]
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), 1), (60, 1))[:40]
     mixture = Mixture(jnp.array(exact["means"]), jnp.full(3, 1 / 3), toy.STD)
     for row in exact["results"]:
         if "paths" in row:
             ends = guided_sample(
                 mixture,
                 critic(mixture.means[0]),
-                jnp.zeros((len(noise), 0)),
-                jnp.asarray(noise, jnp.float32),
+                jnp.zeros((40, 0)),
+                noise,
                 row["weight"],
                 estimator=ESTIMATORS[toy.METHODS.get(row["method"], "qgf")],
             )
             np.testing.assert_allclose(np.clip(row["paths"][-1], -1, 1), ends, atol=1e-4)
+            np.testing.assert_allclose(row["paths"][0], noise, atol=1e-5)
 
 
 @pytest.mark.slow

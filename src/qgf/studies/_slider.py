@@ -22,7 +22,7 @@ The estimators differ in where that gradient is taken.</p>
 <label>Dimensions <select id="dim"><option>1</option><option>2</option></select></label></p>
 </form>
 <p class="result" id="result" role="status"></p>
-<svg id="picture" viewBox="0 0 720 440" role="img" width="100%"
+<svg id="picture" viewBox="0 0 720 460" role="img" width="100%"
  aria-label="Paths of the particles from noise to actions"></svg>
 <p class="lead" id="caption"></p>
 <noscript><p class="note">The picture is drawn by a script, which is switched off.</p></noscript>
@@ -95,8 +95,8 @@ const COLORS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"];
 function picture(problem, paths, ends) {
   const flat = problem.peak.length === 1;
   const across = (x, low, high) => 40 + 640 * (x - low) / (high - low);
-  const down = y => 220 - 100 * Math.max(-2.1, Math.min(2.1, y));
-  const wide = x => 360 + 100 * Math.max(-3.5, Math.min(3.5, x));
+  const down = y => 220 - 85 * Math.max(-2.5, Math.min(2.5, y));
+  const wide = x => 360 + 85 * Math.max(-4, Math.min(4, x));
   const at = (x, k) => flat ? [across(k, 0, SETTING.steps), down(x[0])] : [wide(x[0]), down(x[1])];
   const spot = x => flat ? at(x, SETTING.steps) : at(x, 0);
   let svg = "";
@@ -111,10 +111,10 @@ function picture(problem, paths, ends) {
     svg += `<path class="path" d="M${line}" fill="none" stroke="${color}" stroke-opacity=".6"/>` +
       `<circle cx="${x.toFixed(2)}" cy="${y.toFixed(2)}" r="3" fill="${color}"/>`;
   });
-  const [x, y] = spot(problem.peak), label = flat ? x + 10 : x - 26;
-  svg += `<text x="${label}" y="${y + 5}" font-size="18" font-weight="bold">a*</text>`;
-  if (flat) svg += '<text x="40" y="435">noise, t = 0</text>' +
-    '<text x="680" y="435" text-anchor="end">action, t = 1</text>';
+  const [x, y] = spot(problem.peak), [right, below] = flat ? [10, 6] : [-9, 32];
+  svg += `<text x="${x + right}" y="${y + below}" font-size="18" font-weight="bold">a*</text>`;
+  if (flat) svg += '<text x="40" y="455">noise, t = 0</text>' +
+    '<text x="680" y="455" text-anchor="end">action, t = 1</text>';
   return svg;
 }
 

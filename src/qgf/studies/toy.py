@@ -104,7 +104,8 @@ def _row(
     }
     if weight == 0 or weight in SHOWN:
         density = np.histogramdd(ends, 80 if dim == 1 else 40, [(-1, 1)] * dim, density=True)[0]
-        row |= {"density": density.tolist(), "paths": actions[:, :PATHS].tolist()}
+        paths = actions[:, :PATHS].astype(float).round(5)
+        row |= {"density": density.round(4).tolist(), "paths": paths.tolist()}
     return row
 
 
@@ -186,6 +187,7 @@ def _draw_line(ax: Axes, problem: dict, row: dict) -> None:
     for mean in problem["means"]:
         ax.axhspan(mean[0] - 2 * STD, mean[0] + 2 * STD, color="0.88", lw=0)
     ax.axhline(problem["means"][0][0], color="black", ls=":", lw=1)
+    ax.text(1.4, problem["means"][0][0], "a*", va="center")
     ax.plot(t, np.asarray(row["paths"])[..., 0], color=color, lw=0.6, alpha=0.7)
     density = np.asarray(row["density"])
     places = (np.arange(len(density)) + 0.5) * 2 / len(density) - 1
