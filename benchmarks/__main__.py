@@ -15,10 +15,10 @@ from typing import Literal, get_args
 import jax
 import tyro
 
-from benchmarks import collecting, evaluating, latency, methods, training
+from benchmarks import collecting, evaluating, latency, training
 from qgf._files import read_json, write_json
 
-Part = Literal["training", "latency", "methods", "collecting", "evaluating"]
+Part = Literal["training", "latency", "collecting", "evaluating"]
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
 
     Args:
         parts: what to measure.
-        seconds: length of one turn of training, and of one latency (of both batches of a method).
+        seconds: length of one turn of training, and of one latency.
         json: also write the figures here; parts not measured now stay as they were.
     """
     peer = "QGF_PEER" in os.environ
@@ -41,7 +41,6 @@ def main(
     measures = {
         "training": lambda: training.measure(peer, seconds),
         "latency": lambda: latency.measure(peer, seconds),
-        "methods": lambda: methods.measure(seconds),
         "collecting": collecting.measure,
         "evaluating": lambda: {"5 weights x 20 episodes": evaluating.measure(peer)},
     }

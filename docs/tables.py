@@ -12,7 +12,7 @@ from qgf.leaderboard import sections
 from qgf.methods import GUIDANCE, METHODS
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("training", "latency", "methods", "collecting", "evaluating")
+PARTS = ("training", "latency", "collecting", "evaluating")
 PAGES = ("README.md", "docs/results.md", "docs/performance.md")
 
 
@@ -82,6 +82,11 @@ def leaderboard(name: str) -> str:
     )
 
 
+def overall() -> str:
+    section = sections(board("leaderboard"))[0]
+    return markdown(section.head, section.rows)
+
+
 def rate(figures: dict, key: str = "mean") -> str:
     return f"{percent(figures[key])} ({interval(figures[f'{key}_ci95'])})"
 
@@ -145,14 +150,23 @@ def optimizers() -> str:
     return markdown(head, rows)
 
 
-def critics() -> str:
-    """The same policy guided by two critics; both rows from `qgf eval`."""
-    rows = []
-    for entry in json.loads((ROOT / "results/critics.json").read_text())["runs"]:
-        ours = entry["result"]["qgf"]
-        success = f"{percent(ours['success'])} ({interval(ours['ci95'])})"
-        rows.append([entry["critic"], f"{ours['weight']:g}", success, str(ours["episodes"])])
-    return markdown(["critic", "w", "success of QGF", "test episodes"], rows)
+def costs() -> str:
+    """Every method's cost of an action, relative to plain cloning in the same run."""
+    rows = {}
+    for result in (board("leaderboard"), board("leaderboard-trained")):
+        plain = result["costs"]["bc"]["ms"]
+        for name in METHODS:
+            if name in result["costs"] and name not in rows:
+                ms = result["costs"][name]["ms"]
+                times = [f"{ms[b]:.3g} ({ms[b] / plain[b]:.1f} × BC)" for b in ("1", "50")]
+                flops = f"{result['costs'][name]['flops'] / 1e6:.0f}"
+                rows[name] = [name, *times, flops, "{} + {}, {} + {}".format(*evaluations(name))]
+    head = ["method", "ms, batch 1", "ms, batch 50", "MFLOPs", "policy + critic evaluations"]
+    return markdown(head, [*rows.values()])
+
+
+def evaluations(name: str) -> tuple[int, ...]:
+    return METHODS[name].evaluations
 
 
 def weights() -> str:
@@ -184,11 +198,13 @@ def ablations() -> str:
 
 TABLES = {
     "leaderboard": partial(leaderboard, "leaderboard"),
+    "overall": overall,
     "trained": partial(leaderboard, "leaderboard-trained"),
+    "scene": partial(leaderboard, "leaderboard-scene"),
     "beats": beats,
     "optimizers": optimizers,
     "weights": weights,
-    "critics": critics,
+    "costs": costs,
     "compute": compute,
     "ablations": ablations,
     "quality": quality,
