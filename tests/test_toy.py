@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_finite_is_recorded_as_none():
 @pytest.mark.slow
 def test_a_network_comes_near_the_least_loss():
     mixture = Mixture(jnp.array([[-0.6], [0.6]]), jnp.array([0.5, 0.5]), 0.2)
-    network = train_network(mixture, 300, jax.random.key(0))
+    network = train_network(mixture, 1500, jax.random.key(0))
     obs, key = jnp.zeros((20_000, 0)), jax.random.key(2)
     actions = mixture.sample(20_000, jax.random.key(1))
     least, loss = (float(flow_matching_loss(v, obs, actions, key)) for v in (mixture, network))
