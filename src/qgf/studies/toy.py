@@ -295,7 +295,8 @@ def _gradients(problem: dict) -> str:
         median, tail = np.asarray(rows[1]["gradient"])[:, 0]
         texts.append(
             f"{name} {median:.2f} and {tail:.2f}, {max(row['thrown'] for row in rows):.1%} thrown "
-            f"and {max(row['outside'] for row in rows):.1%} outside [-1, 1] at the worst weight shown"
+            f"and {max(row['outside'] for row in rows):.1%} outside [-1, 1] at the worst of these "
+            "weights"
         )
     return (
         f"Length of the 1-D gradient at t = 0 and w = {SHOWN[1]:g}, median and 99th percentile of "
