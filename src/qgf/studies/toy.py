@@ -8,7 +8,6 @@ to where the paths to a* do not lead. What depends on this choice is measured on
 densities in 1-D with random places, shares and a*.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     problems, slider = [], {}
     for dim, means in MEANS.items():
         key = jax.random.fold_in(jax.random.key(0), dim)
-        mixture = Mixture(jnp.asarray(means), jnp.full(len(means), 1 / len(means)), STD)
+        mixture = Mixture(jnp.asarray(means), jnp.asarray([1 / len(means)] * len(means)), STD)
         noise = jax.random.normal(key, (particles, dim))
         velocities = {"exact": mixture}
         if dim in trained:
@@ -59,25 +58,32 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
             results = [row for name in METHODS for row in _rows(name, velocity, mixture, noise)]
             problems.append({"dim": dim, "velocity": kind, "means": means, "results": results})
         slider[dim] = {"means": means, "peak": means[0], "noise": noise[:PATHS].tolist()}
-    page = out / "toy.html"
-    write_slider(page, {"steps": STEPS, "std": STD, "problems": slider})
+    write_slider(out / "toy.html", {"steps": STEPS, "std": STD, "problems": slider})
     sizes = {"particles": particles, "train_steps": train_steps}
-    return {**sizes, "problems": problems, "random": _random(settings), "page": str(page)}
+    return {**sizes, "problems": problems, "random": _random(settings)}
 
 
 def _rows(name: str, velocity: Any, mixture: Mixture, noise: Array) -> list[dict[str, Any]]:
     """Return one method's numbers for every weight; weight 0 is BC whatever the method."""
-    follow = eqx.filter_jit(partial(guided_path, estimator=ESTIMATORS[METHODS[name]], steps=STEPS))
-    weight, repeated = _grid(noise)
-    actions, g = follow(velocity, mixture.means[0], repeated, weight)
-    actions = np.asarray(actions).reshape(STEPS + 1, len(WEIGHTS), *noise.shape)
-    size = np.linalg.norm(g, axis=-1).reshape(STEPS, len(WEIGHTS), -1)
+    actions, g = _follow(name, velocity, mixture.means[0], noise)
+    size = np.linalg.norm(g, axis=-1)
     means = np.asarray(mixture.means)
     return [
         _row(name, w, actions[:, i], size[:, i], means)
         for i, w in enumerate(WEIGHTS)
         if w > 0 or name == "QGF"
     ]
+
+
+_compiled = eqx.filter_jit(guided_path)
+
+
+def _follow(name: str, velocity: Any, peak: Array, noise: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the states and gradients of one method: (step, weight, particle, action)."""
+    weight = jnp.repeat(jnp.asarray(WEIGHTS), len(noise))  # the same noise for every weight
+    repeated, estimator = jnp.tile(noise, (len(WEIGHTS), 1)), ESTIMATORS[METHODS[name]]
+    both = _compiled(velocity, peak, repeated, weight, estimator=estimator, steps=STEPS)
+    return tuple(np.asarray(x).reshape(-1, len(WEIGHTS), *noise.shape) for x in both)
 
 
 def _row(
@@ -121,32 +127,16 @@ def _random(settings: int, particles: int = 200) -> dict[str, Any]:
         more = random.uniform(-0.9, 0.9, (settings, 3))
         means = np.concatenate([means, more[np.diff(np.sort(more)).min(1) >= 0.3]])[:settings]
     weights = random.dirichlet(np.ones(3), settings)
-    weight, noise = _grid(jax.random.normal(jax.random.key(1), (particles, 1)))
-    shares = {}
-    for name in METHODS:
-        ends = _ends(name, jnp.asarray(means, "f4"), jnp.asarray(weights, "f4"), noise, weight)
-        right = abs(np.asarray(ends) - means[:, None]).argmin(-1) == 0
-        shares[name] = right.reshape(settings, len(WEIGHTS), particles).mean(-1).tolist()
+    noise = jax.random.normal(jax.random.key(1), (particles, 1))
+    shares = {name: [] for name in METHODS}
+    for at, share in zip(means, weights, strict=True):
+        mixture = Mixture(jnp.asarray(at[:, None], "f4"), jnp.asarray(share, "f4"), STD)
+        for name in METHODS:
+            actions, _ = _follow(name, mixture, mixture.means[0], noise)
+            right = _nearest(np.clip(actions[-1], -1, 1).reshape(-1, 1), at[:, None]) == 0
+            shares[name].append(right.reshape(len(WEIGHTS), -1).mean(1).tolist())
     drawn = {"means": means.tolist(), "weights": weights.tolist()}  # the first mean is a*
     return {"particles": particles, **drawn, "shares": shares}
-
-
-@partial(jax.jit, static_argnums=0)
-def _ends(name: str, means: Array, weights: Array, noise: Array, weight: Array) -> Array:
-    """Return actions of shape (settings, particles, 1), for means and weights of each setting."""
-
-    def follow(means: Array, weights: Array) -> Array:
-        mixture, peak = Mixture(means[:, None], weights, STD), means[:1]
-        options = {"estimator": ESTIMATORS[METHODS[name]], "steps": STEPS}
-        return jnp.clip(guided_path(mixture, peak, noise, weight, **options)[0][-1], -1, 1)
-
-    return jax.vmap(follow)(means, weights)
-
-
-def _grid(noise: Array) -> tuple[Array, Array]:
-    """Return weights and noise of shape (weights * particles, …): the same noise for each."""
-    weight = jnp.repeat(jnp.asarray(WEIGHTS), len(noise))
-    return weight, jnp.tile(noise, (len(WEIGHTS), 1))
 
 
 def _nearest(action: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -293,14 +283,12 @@ def _gradients(problem: dict) -> str:
     for name in METHODS:
         rows = [_select(problem, name, w)[0] for w in SHOWN]
         median, tail = np.asarray(rows[1]["gradient"])[:, 0]
-        texts.append(
-            f"{name} {median:.2f} and {tail:.2f}, {max(row['thrown'] for row in rows):.1%} thrown "
-            f"and {max(row['outside'] for row in rows):.1%} outside [-1, 1] at the worst of these "
-            "weights"
-        )
+        thrown, outside = (max(row[what] for row in rows) for what in ("thrown", "outside"))
+        texts.append(f"{name} {median:.2f}, {tail:.2f}, {thrown:.1%} and {outside:.1%}")
     return (
-        f"Length of the 1-D gradient at t = 0 and w = {SHOWN[1]:g}, median and 99th percentile of "
-        f"the particles: {'; '.join(texts)}."
+        f"Length of the 1-D gradient at t = 0 and w = {SHOWN[1]:g}, its median and 99th "
+        "percentile, and the shares of particles thrown and of ends outside [-1, 1], at the worst of these "
+        f"three weights: {'; '.join(texts)}."
     )
 
 
