@@ -287,8 +287,8 @@ def _gradients(problem: dict) -> str:
         texts.append(f"{name} {median:.2f}, {tail:.2f}, {thrown:.1%} and {outside:.1%}")
     return (
         f"Length of the 1-D gradient at t = 0 and w = {SHOWN[1]:g}, its median and 99th "
-        "percentile, and the shares of particles thrown and of ends outside [-1, 1], at the worst of these "
-        f"three weights: {'; '.join(texts)}."
+        "percentile, and the shares of particles thrown and ending outside [-1, 1], at the worst "
+        f"of the weights above: {'; '.join(texts)}."
     )
 
 
