@@ -114,8 +114,8 @@ def beats() -> str:
             n for n in result["methods"] if METHODS[n].kind in kinds and n not in ("qgf", "bc")
         ]
         lines.append(
-            f"On {len(result['tasks'])} task(s), QGF {rate(result['overall']['qgf'])}, BC "
-            f"{rate(result['overall']['bc'])}. {against_qgf(result, names)}."
+            f"On {len(result['tasks'])} task{'s' * (len(result['tasks']) > 1)}: QGF {rate(result['overall']['qgf'])}, BC "
+            f"{rate(result['overall']['bc'])}; {against_qgf(result, names)}."
         )
     return "\n\n".join(lines)
 
