@@ -113,8 +113,9 @@ def beats() -> str:
         names = [
             n for n in result["methods"] if METHODS[n].kind in kinds and n not in ("qgf", "bc")
         ]
+        tasks = len(result["tasks"])
         lines.append(
-            f"On {len(result['tasks'])} task{'s' * (len(result['tasks']) > 1)}: QGF {rate(result['overall']['qgf'])}, BC "
+            f"On {tasks} task{'s' * (tasks > 1)}: QGF {rate(result['overall']['qgf'])}, BC "
             f"{rate(result['overall']['bc'])}; {against_qgf(result, names)}."
         )
     return "\n\n".join(lines)
