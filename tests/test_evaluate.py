@@ -226,7 +226,9 @@ def test_weight_is_chosen_on_the_tune_episodes_alone():
 
 
 def test_ties_go_to_the_higher_return_then_to_the_smaller_weight():
-    assert summary({0.0: (5, 0), 0.1: (5, 9)})["chosen_weight"] == 0.0
+    unguided = summary({0.0: (5, 0), 0.1: (5, 9)})
+    assert unguided["chosen_weight"] == 0.0
+    assert unguided["qgf"]["difference"] == 0 and unguided["qgf"]["difference_ci95"] == (0, 0)
     table = {0.0: (5, 0), 0.1: (5, 9), 0.3: (5, 9)}
     outcomes = outcomes_of(table)
     for outcome in outcomes.values():

@@ -9,7 +9,7 @@ on with the next.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qgf._costs import flops, milliseconds
 from qgf._files import read_json, write_json
 from qgf._validation import validation_batch
 from qgf._workers import Workers
@@ -34,7 +35,6 @@ from qgf.methods import METHODS, Learners, Method, canonical, find_method, kinds
 from qgf.policy import noise_size, sample_actions
 from qgf.train import train
 
-CALLS = 20  # timed calls of a method
 STATES = 512  # of the validation data, at which the critic is asked
 
 
@@ -291,43 +291,12 @@ def _cost(plan: Plan, name: str) -> dict:
     seconds = [run / "seconds.json" for run in runs]
     known = all(file.exists() for file in seconds)
     cost = {
-        "ms": {str(batch): _milliseconds(act, spec, weight, batch) for batch in (1, 50)},
-        "flops": samples * _flops(method, one),
+        "ms": {str(batch): milliseconds(act, spec, weight, batch) for batch in (1, 50)},
+        "flops": samples * flops(method, one),
         "train_seconds": sum(map(read_json, seconds)) / len(plan.seeds) if known else None,
     }
     write_json(path, cost)
     return cost
-
-
-def _milliseconds(act: Callable, spec: Spec, weight: float, batch: int) -> float:
-    """Return the median time of a call for `batch` observations."""
-    obs = np.zeros((1, batch, spec.obs), np.float32)
-    weights, numbers = np.full((1, batch), weight, np.float32), np.zeros((1, batch), np.int32)
-    times = []
-    for _ in range(1 + CALLS):
-        start = time.perf_counter()
-        jax.block_until_ready(act(obs, weights, numbers, numbers))
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times[1:]))  # the first call compiles
-
-
-def _flops(method: Method, learners: Learners) -> int:
-    """Return the floating-point operations of one sample's matrix products.
-
-    A product with a kernel costs two operations an entry, forward and backward alike.
-    """
-
-    def kernels(tree: object) -> int:
-        leaves = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))[0]
-        return sum(leaf.size for at, leaf in leaves if "kernels" in jax.tree_util.keystr(at))
-
-    forward, backward, q_forward, q_backward = method.evaluations
-    actor_role = next((r for r in method.roles if r not in ("critic", "robust-q")), "policy")
-    critic = learners.get("robust-q", learners.get("critic"))
-    members = 1 if critic is None or "robust-q" in learners else len(critic.target_q.members)
-    q_kernels = 0 if critic is None else kernels(getattr(critic, "target_q", critic)) // members
-    policy = kernels(learners[actor_role])
-    return 2 * ((forward + backward) * policy + (q_forward + q_backward) * q_kernels)
 
 
 def _spec(plan: Plan, env: str) -> Spec:

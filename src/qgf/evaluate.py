@@ -345,7 +345,7 @@ def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]]) -> dict:
         mean, interval = paired_difference(ours, theirs)
         return {"difference": mean, "difference_ci95": interval}
 
-    methods = {}
+    methods, none = {}, {"difference": 0.0, "difference_ci95": (0.0, 0.0)}
     for name, group in arms.items():
         by_arm = {arm: row(arm) for arm in sorted(group, key=lambda a: (a.samples, a.weight))}
         best = choose([*by_arm.values()])
@@ -353,7 +353,8 @@ def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]]) -> dict:
         methods[name] = {
             "weight": arm.weight,
             "samples": arm.samples,
-            "test": best["test"],
+            # Choosing to stay unguided is a gain of nothing.
+            "test": (none if name != "bc" and "bc" in arms else {}) | best["test"],
             "settings": [*by_arm.values()],
         }
     summary: dict[str, Any] = {"methods": methods}
