@@ -11,7 +11,7 @@ demo: $(READY)
 test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -m "" -n 2 --dist worksteal $(ARGS)
+	$(VENV)/bin/python -m pytest -m "" -n 2 --dist loadfile $(ARGS)
 
 setup: $(READY)
 

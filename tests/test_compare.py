@@ -116,7 +116,7 @@ def test_killed_at_random_moments_it_ends_the_same(compared, data, tmp_path):
     while kills < 3:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
         try:
-            process.wait(timeout=float(random.uniform(6, 14)))
+            process.wait(timeout=float(random.uniform(5, 9)))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

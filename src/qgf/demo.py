@@ -21,11 +21,11 @@ ENV = "cube-single-play-singletask-task2-v0"
 DATASET = "cube-single-play-v0"
 EPISODES = 120
 VAL_EPISODES = 6
-CONFIG = dataclasses.replace(PRESETS["laptop"], steps=12_000, checkpoint_every=4_000)
+CONFIG = dataclasses.replace(PRESETS["laptop"], steps=8_000, checkpoint_every=4_000)
 WEIGHTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
 BEST_OF = 8
-TUNE_EPISODES = 30
-TEST_EPISODES = 60
+TUNE_EPISODES = 20
+TEST_EPISODES = 50
 SEED = 0
 CALLS = 50
 
