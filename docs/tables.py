@@ -8,7 +8,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from qgf.leaderboard import sections
+from qgf.leaderboard import markdown, sections
 from qgf.methods import GUIDANCE, METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -22,11 +22,6 @@ def percent(value: float) -> str:
 
 def interval(pair: list[float]) -> str:
     return f"{100 * pair[0]:.0f} to {100 * pair[1]:.0f}"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def quality() -> str:
@@ -161,13 +156,10 @@ def costs() -> str:
                 ms = result["costs"][name]["ms"]
                 times = [f"{ms[b]:.3g} ({ms[b] / plain[b]:.1f} × BC)" for b in ("1", "50")]
                 flops = f"{result['costs'][name]['flops'] / 1e6:.0f}"
-                rows[name] = [name, *times, flops, "{} + {}, {} + {}".format(*evaluations(name))]
+                passes = "{} + {}, {} + {}".format(*METHODS[name].evaluations)
+                rows[name] = [name, *times, flops, passes]
     head = ["method", "ms, batch 1", "ms, batch 50", "MFLOPs", "policy + critic evaluations"]
     return markdown(head, [*rows.values()])
-
-
-def evaluations(name: str) -> tuple[int, ...]:
-    return METHODS[name].evaluations
 
 
 def weights() -> str:

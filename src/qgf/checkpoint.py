@@ -141,6 +141,16 @@ def load_record(run: Path) -> dict:
     return record
 
 
+def kinds_held(record: dict) -> dict[str, str]:
+    """Return the kind of every learner of a run, trained or borrowed, by role."""
+    return record["learners"] | {k: v["kind"] for k, v in record["borrowed"].items()}
+
+
+def of_seed(tree: Tree, index: Any) -> Tree:
+    """Return the part of learners, whose arrays lead with the training-seed axis, at `index`."""
+    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
+
+
 def load_learner(
     run: Path, name: str, *, which: str = "last", seeds: list[int] | None = None
 ) -> Learner:
@@ -154,8 +164,7 @@ def load_learner(
         UserError: no such run, checkpoint, learner or seed.
     """
     run, record = Path(run), load_record(run)
-    borrowed = record["borrowed"].get(name)
-    kind = borrowed["kind"] if borrowed else record["learners"].get(name)
+    borrowed, kind = record["borrowed"].get(name), kinds_held(record).get(name)
     if kind is None:
         raise UserError(f"{run} has no {name}; train one with `qgf train`")
     path = (run if borrowed else find_checkpoint(run, which)) / f"{name}.safetensors"
@@ -170,7 +179,7 @@ def load_learner(
     if missing:
         raise UserError(f"{run} has no {name} of seed {missing[0]}; it has {record['seeds']}")
     index = np.array([record["seeds"].index(seed) for seed in seeds or record["seeds"]])
-    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, learner)
+    return of_seed(learner, index)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,7 +23,7 @@ from qgf._costs import flops, milliseconds
 from qgf._files import read_json, write_json
 from qgf._validation import validation_batch
 from qgf._workers import Workers
-from qgf.checkpoint import list_checkpoints, load_learner, load_record
+from qgf.checkpoint import list_checkpoints, load_learner, load_record, of_seed
 from qgf.config import Config, Spec
 from qgf.data.manifest import load_manifest
 from qgf.envs import EnvName
@@ -49,9 +48,9 @@ class Plan:
     data: dict[str, Path]
     config: Config
     counts: dict[str, int]
-    workers: int = 2
-    slots: int = 32
-    seed: int = 0
+    workers: int
+    slots: int
+    seed: int
 
 
 def compare(
@@ -206,16 +205,12 @@ def _opinions(plan: Plan, name: str, env: str) -> list[list[float]]:
     found = []
     for weight, samples in settings(name):
         each = [
-            _opinion(method, *_of_seed(pair, i), obs, noise[:samples], jnp.asarray(weight))
+            _opinion(method, *of_seed(pair, i), obs, noise[:samples], jnp.asarray(weight))
             for i in range(len(plan.seeds))
         ]
         found.append(np.mean(each, axis=0).tolist())
     write_json(path, found)
     return found
-
-
-def _of_seed(tree: Any, index: int) -> Any:
-    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, tree)
 
 
 @eqx.filter_jit
@@ -283,7 +278,7 @@ def _cost(plan: Plan, name: str) -> dict:
     path = plan.out / "costs" / f"{name}.json"
     if path.exists():
         return read_json(path)
-    one = jax.tree.map(lambda x: x[:1] if eqx.is_array(x) else x, _learners(plan, name, env))
+    one = of_seed(_learners(plan, name, env), slice(1))
     weight, samples = settings(name)[-1]
     spec = _spec(plan, env)
     act = actor(name, samples, one, spec, 0)

@@ -159,7 +159,7 @@ def write_leaderboard(out: Path, result: dict) -> None:
     text = [f"# {title}", f"![{alt}](leaderboard.png)"]
     for section in sections(result):
         page.add(f"<h2>{escape(section.title)}</h2>{_html(section)}")
-        text += [f"## {section.title}", markdown(section)]
+        text += [f"## {section.title}", markdown(section.head, section.rows)]
         if section.note:
             page.add(f'<p class="lead">{escape(section.note)}</p>')
             text.append(section.note)
@@ -252,9 +252,9 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def markdown(section: Section) -> str:
-    """Return a section's table."""
-    lines = [section.head, ["---"] * len(section.head), *section.rows]
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """Return a table."""
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qgf._files import read_json
-from qgf.checkpoint import load_learner, load_record
+from qgf.checkpoint import kinds_held, load_learner, load_record, of_seed
 from qgf.config import Spec
 from qgf.envs import EnvName
 from qgf.errors import UserError
@@ -76,7 +76,7 @@ def load_learners(
     for role, name in wanted.items():
         if role == "critic" and critic is not None:
             learners[role] = _other_critic(critic, record, seeds)
-        elif role in record["learners"] or role in record["borrowed"]:
+        elif role in kinds_held(record):
             learners[role] = load_learner(run, role, which=which, seeds=seeds)
         else:
             raise UserError(f"{run} has no {role}, which {name} needs; {_how(run, record, name)}")
@@ -130,7 +130,7 @@ class Policy:
         self.run = Path(run)
         record = load_record(self.run)
         self.spec = Spec(**record["spec"])
-        has_critic = critic is not None or "critic" in record["learners"] | record["borrowed"]
+        has_critic = critic is not None or "critic" in kinds_held(record)
         self.name = method or (record["method"] if has_critic else "bc")
         self._method = find_method(self.name)
         learners = load_learners(
@@ -141,7 +141,7 @@ class Policy:
             critic=None if critic is None else Path(critic),
             choose=has_critic,
         )
-        self._learners = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, learners)
+        self._learners = of_seed(learners, 0)
 
     def act(
         self,

@@ -23,6 +23,7 @@ from qgf._progress import progress
 from qgf._update import Fixed, Learners, State, create_state, train_steps, validation_losses
 from qgf.checkpoint import (
     find_checkpoint,
+    kinds_held,
     list_checkpoints,
     load_arrays,
     load_learner,
@@ -234,8 +235,7 @@ def _sources(env: str, method: str, policy: Path | None, base: Path | None) -> d
     kinds = _kinds(env, method)
     sources = {}
     if base is not None:
-        other = load_record(base)
-        theirs = other["learners"] | {k: v["kind"] for k, v in other["borrowed"].items()}
+        theirs = kinds_held(load_record(base))
         sources = {role: base for role, kind in kinds.items() if theirs.get(role) == kind}
     if policy is not None:
         sources["policy"] = policy

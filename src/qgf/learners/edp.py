@@ -45,7 +45,7 @@ class EDP(eqx.Module):
         v = self.policy(batch.obs, noisy, t)
         bc_loss = jnp.mean(jnp.square(v - target))
         q = others["critic"].critic(batch.obs, one_step_clean(noisy, v, t)).mean()
-        weight = BC_WEIGHT if config.bc_weight is None else config.bc_weight
+        weight = config.bc_weight or BC_WEIGHT
         return weight * bc_loss - q, {"bc_loss": bc_loss, "q": q}
 
     def velocity(

@@ -50,7 +50,7 @@ class FQL(eqx.Module):
         action = self.actor(batch.obs, noise)
         distill_loss = jnp.mean(jnp.square(action - flow))
         q = others["critic"].q(batch.obs, jnp.clip(action, -1, 1)).mean()
-        weight = BC_WEIGHT if self.config.bc_weight is None else self.config.bc_weight
+        weight = self.config.bc_weight or BC_WEIGHT
         return weight * distill_loss - q, {"distill_loss": distill_loss, "q": q}
 
     def sample(

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from qgf._validation import validation_batch
-from qgf.checkpoint import load_record
+from qgf.checkpoint import load_record, of_seed
 from qgf.critic import Critic
 from qgf.flow import Velocity
 from qgf.guidance import ESTIMATORS
@@ -38,7 +37,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     """Return the mean cosine of every estimator, for every flow time and perturbation."""
     run = trained_run(preset, out, ENV)
     record = load_record(run)
-    learners = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, load_learners(run, ["qgf"]))
+    learners = of_seed(load_learners(run, ["qgf"]), 0)
     batch = validation_batch(record, STATES[preset])
     steps = record["config"]["denoise_steps"]
     policy, critic = learners["policy"].velocity, learners["critic"].critic
