@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import TASK, TINY
 
-import qgf.compare
+import qgf.protocol
 from qgf._workers import Workers
 from qgf.checkpoint import list_checkpoints, load_record
 from qgf.compare import compare
@@ -21,12 +21,12 @@ METHODS = ("qgf", "bfn-4")
 SCRIPT = """
 import functools, sys
 from pathlib import Path
-import qgf.compare
+import qgf.protocol
 from qgf._workers import Workers
 from qgf.compare import compare
 from qgf.config import Config
 
-qgf.compare.Workers = functools.partial(Workers, max_episode_steps=10)
+qgf.protocol.Workers = functools.partial(Workers, max_episode_steps=10)
 compare({envs!r}, {methods!r}, [Path({data!r})], Path({out!r}), {config!r},
         seeds=(3,), episodes=2, tune_episodes=1, slots=4)
 """
@@ -35,7 +35,7 @@ compare({envs!r}, {methods!r}, [Path({data!r})], Path({out!r}), {config!r},
 @pytest.fixture
 def short(monkeypatch):
     brief = functools.partial(Workers, max_episode_steps=10)
-    monkeypatch.setattr(qgf.compare, "Workers", brief)
+    monkeypatch.setattr(qgf.protocol, "Workers", brief)
 
 
 def tables(out):
@@ -55,7 +55,7 @@ def compared(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "out"
     with pytest.MonkeyPatch.context() as patch:
         brief = functools.partial(Workers, max_episode_steps=10)
-        patch.setattr(qgf.compare, "Workers", brief)
+        patch.setattr(qgf.protocol, "Workers", brief)
         run(data, out)
     return out
 
@@ -73,7 +73,7 @@ def test_runs_are_shared(compared):
 
 def test_second_time_nothing_runs_again(compared, data, monkeypatch):
     before = (compared / "leaderboard.json").read_bytes()
-    for module, name in (("qgf.compare", "train"), ("qgf.compare", "roll_out")):
+    for module, name in (("qgf.protocol", "train"), ("qgf.protocol", "roll_out")):
         monkeypatch.setattr(f"{module}.{name}", None)
     run(data, compared)
     assert (compared / "leaderboard.json").read_bytes() == before

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from qgf.checkpoint import list_checkpoints
 from qgf.errors import UserError
+from qgf.protocol import run_folder
 from qgf.studies import STUDIES, run_study
-from qgf.studies._runs import SMOKE, trained_run
+from qgf.studies._runs import SMOKE, study_plan
 
 
 @pytest.fixture
@@ -56,5 +57,5 @@ def test_sensitivity_on_a_run_of_its_own(tmp_path):
     assert all(
         -1 <= value <= 1 for rows in data["cosines"].values() for row in rows for value in row
     )
-    run = trained_run("smoke", tmp_path, data["env"])  # is there already
-    assert max(list_checkpoints(run)) == SMOKE.steps
+    plan = study_plan("smoke", tmp_path, (data["env"],))
+    assert max(list_checkpoints(run_folder(plan, "critic", data["env"]))) == SMOKE.steps

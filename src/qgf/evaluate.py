@@ -35,9 +35,9 @@ SPLITS = ("tune", "test")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to act: method, weight, and how many samples the critic chooses from."""
+    """One way to act: method (or its name), weight, how many samples the critic chooses from."""
 
-    method: str = "bc"
+    method: str | Method = "bc"
     weight: float = 0.0
     samples: int = 1
 
@@ -202,9 +202,9 @@ def roll_out(
     return outcomes
 
 
-def actor(name: str, samples: int, learners: Learners, spec: Spec, seed: int) -> Callable:
+def actor(name: str | Method, samples: int, learners: Learners, spec: Spec, seed: int) -> Callable:
     """Return (obs, weight, start, turn) -> (actions, fallbacks), all [seed, row], of a method."""
-    method = find_method(name)
+    method = name if isinstance(name, Method) else find_method(name)
     roles = {*method.roles} | ({"critic"} if samples > 1 else set())
     used = {role: learners[role] for role in learners if role in roles}
     shape = (samples, noise_size(method, used, spec))

@@ -1,15 +1,13 @@
-"""Data and trained runs that studies look at, made once in their folder and then reused."""
+"""What studies look at: data, trained runs and episodes, made once in their folder."""
 
 import dataclasses
 from pathlib import Path
 
-from qgf.checkpoint import list_checkpoints
 from qgf.config import PRESETS, Config
 from qgf.data.collect import collect
 from qgf.envs import EnvName
-from qgf.train import train
+from qgf.protocol import Plan, check_facts
 
-# Episodes, their validation episodes and length; and the training of a run.
 SMOKE = dataclasses.replace(
     PRESETS["laptop"],
     steps=100,
@@ -20,20 +18,25 @@ SMOKE = dataclasses.replace(
     validate_every=100,
     checkpoint_every=100,
 )
-SIZES: dict[str, tuple[int, int, int, Config]] = {
-    "smoke": (4, 2, 101, SMOKE),
-    "laptop": (300, 30, 1001, PRESETS["laptop"]),
-    "paper": (1000, 100, 1001, PRESETS["paper"]),
+# Episodes, their validation episodes and length; the training; and the evaluation: training
+# seeds, tune and test episodes of each.
+SIZES: dict[str, tuple[tuple[int, int, int], Config, tuple[int, int, int]]] = {
+    "smoke": ((4, 2, 101), SMOKE, (1, 1, 2)),
+    "laptop": ((300, 30, 1001), PRESETS["laptop"], (2, 5, 25)),
+    "paper": ((1000, 100, 1001), PRESETS["paper"], (10, 10, 30)),
 }
+CUBE = "cube-single-play-singletask-task{}-v0"
+SCENE = "scene-play-singletask-task{}-v0"
 
 
-def trained_run(preset: str, out: Path, env: str) -> Path:
-    """Return a run of policy and critic on a task, collected and trained if it is not there."""
-    dataset = EnvName.parse(env).dataset
-    episodes, val_episodes, steps, config = SIZES[preset]
-    data = out / "data" / f"{preset}-{dataset}"
-    run = out / "runs" / f"{preset}-{env}"
-    collect(dataset, data, episodes, val_episodes, episodes, 2, 0, steps)
-    if max(list_checkpoints(run), default=0) < config.steps:
-        train(env, data, run, config, resume=(run / "config.json").exists())
-    return run
+def study_plan(preset: str, out: Path, envs: tuple[str, ...]) -> Plan:
+    """Return the plan of OUT/PRESET, with the data that some environments need collected."""
+    out = Path(out) / preset
+    (episodes, val_episodes, steps), config, (seeds, tune, test) = SIZES[preset]
+    data = {}
+    for dataset in dict.fromkeys(EnvName.parse(env).dataset for env in envs):
+        data[dataset] = out / "data" / dataset
+        collect(dataset, data[dataset], episodes, val_episodes, episodes, 2, 0, steps)
+    plan = Plan(out, data, config, tuple(range(seeds)), {"tune": tune, "test": test})
+    check_facts(plan)
+    return plan

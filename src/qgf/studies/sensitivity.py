@@ -14,10 +14,10 @@ from qgf.checkpoint import load_record, of_seed
 from qgf.critic import Critic
 from qgf.flow import Velocity
 from qgf.guidance import ESTIMATORS
-from qgf.policy import load_learners
-from qgf.studies._runs import trained_run
+from qgf.protocol import learners, run_folder
+from qgf.studies._runs import CUBE, study_plan
 
-ENV = "cube-single-play-singletask-task2-v0"
+ENV = CUBE.format(2)
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the perturbation, in units of an action dimension
 STATES = {"smoke": 16, "laptop": 512, "paper": 1024}
 CLAIMED = ("qgf", "qgf-chain", "qgf-jacobian", "bptt")  # from least to most sensitive
@@ -35,12 +35,12 @@ STYLES = {
 
 def measure(preset: str, out: Path) -> dict[str, Any]:
     """Return the mean cosine of every estimator, for every flow time and perturbation."""
-    run = trained_run(preset, out, ENV)
-    record = load_record(run)
-    learners = of_seed(load_learners(run, ["qgf"]), 0)
+    plan = study_plan(preset, out, (ENV,))
+    record = load_record(run_folder(plan, "critic", ENV))
+    first = of_seed(learners(plan, "qgf", ENV), 0)
     batch = validation_batch(record, STATES[preset])
     steps = record["config"]["denoise_steps"]
-    policy, critic = learners["policy"].velocity, learners["critic"].critic
+    policy, critic = first["policy"].velocity, first["critic"].critic
     found = {
         name: np.asarray(cosines(name, policy, critic, batch.obs, batch.action, steps)).tolist()
         for name in ESTIMATORS
