@@ -80,8 +80,10 @@ def adjoints(base, obs, points, end):
 
 def test_rollout_equals_numpy(path):
     fine, base, obs, noise, points = path
-    actual = rollout(fine, base, *(jnp.asarray(x, jnp.float32) for x in (obs, noise)))
+    actual, v = rollout(fine, base, *(jnp.asarray(x, jnp.float32) for x in (obs, noise)))
     np.testing.assert_allclose(actual, points, atol=1e-4)
+    expected = [velocity(fine, obs, a, k / STEPS) for k, a in enumerate(points[:-1])]
+    np.testing.assert_allclose(v, expected, atol=1e-4)
 
 
 def test_lean_adjoint_equals_finite_differences(path):

@@ -44,15 +44,11 @@ class QAM(eqx.Module):
     def loss(
         self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
-        base, steps, rows = others["policy"].velocity, self.config.denoise_steps, len(batch.obs)
+        base, steps = others["policy"].velocity, self.config.denoise_steps
         noise = jax.random.normal(key, (steps, *batch.action.shape))
-        path = rollout(jax.lax.stop_gradient(self.v_fine), base, batch.obs, noise)
+        path, v_fine = rollout(self.v_fine, base, batch.obs, noise)
         end = self._end_adjoint(others["critic"], batch.obs, path[-1])
         v_base, adjoint = lean_adjoint(base, batch.obs, path, end)
-
-        obs = jnp.tile(batch.obs, (steps, 1))
-        t = jnp.repeat(jnp.arange(steps) / steps, rows)
-        v_fine = self.v_fine(obs, path[:-1].reshape(steps * rows, -1), t).reshape(v_base.shape)
         sigma = memoryless_sigma(steps)[:, None, None]
         residual = 2 / sigma * (v_fine - v_base) + sigma * adjoint
         loss = jnp.square(residual).sum((0, 2)).mean()
@@ -93,8 +89,10 @@ def rollout(
     base: Velocity,
     obs: Float[Array, "batch obs"],
     noise: Float[Array, "step batch action"],
-) -> Float[Array, "step+1 batch action"]:
-    """Return a path of the memoryless SDE da = (2v − a/t) dt + σ dB at t = 0, h, …, 1.
+) -> tuple[Float[Array, "step+1 batch action"], Float[Array, "step batch action"]]:
+    """Return a path of the memoryless SDE da = (2v − a/t) dt + σ dB at t = 0, h, …, 1, and v.
+
+    The path is a constant to differentiation; v at its points, all but the end, is not.
 
     Args:
         fine: the flow v that is followed in all steps but the last.
@@ -107,12 +105,14 @@ def rollout(
         k, sigma, draw = inputs
         v = fine(obs, action, jnp.full(len(obs), k / steps))
         action += 2 * v / steps - action / (k + 1) + sigma * draw / jnp.sqrt(steps)
-        return action, action
+        return jax.lax.stop_gradient(action), (action, v)
 
     inputs = jnp.arange(steps - 1), memoryless_sigma(steps)[:-1], noise[1:]
-    last, path = jax.lax.scan(step, noise[0], inputs)
-    end = last + base(obs, last, jnp.full(len(obs), 1 - 1 / steps)) / steps
-    return jnp.concatenate([noise[:1], path, end[None]])
+    last, (path, v) = jax.lax.scan(step, noise[0], inputs)
+    t = jnp.full(len(obs), 1 - 1 / steps)
+    end = last + base(obs, last, t) / steps
+    path = jax.lax.stop_gradient(jnp.concatenate([noise[:1], path, end[None]]))
+    return path, jnp.concatenate([v, fine(obs, last, t)[None]])
 
 
 def lean_adjoint(
