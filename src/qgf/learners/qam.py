@@ -101,7 +101,9 @@ def rollout(
     """
     steps = len(noise)
 
-    def step(action: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    def step(
+        action: Array, inputs: tuple[Array, Array, Array]
+    ) -> tuple[Array, tuple[Array, Array]]:
         k, sigma, draw = inputs
         v = fine(obs, action, jnp.full(len(obs), k / steps))
         action += 2 * v / steps - action / (k + 1) + sigma * draw / jnp.sqrt(steps)
