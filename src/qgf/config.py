@@ -9,11 +9,12 @@ from qgf.errors import UserError
 
 
 class Spec(NamedTuple):
-    """Sizes that the data fix: dimensions of an observation, of an action, of a chunk."""
+    """Sizes that the data fix: dimensions of an observation, an action, a chunk, and a goal."""
 
     obs: int
     action: int
     chunk: int
+    goal: int = 0
 
     @property
     def chunk_action(self) -> int:
@@ -57,6 +58,22 @@ class Config:
     temperature: float | None = None
     """scale τ of the critic's gradient in train-time methods (QAM, QSM); by default the
     method's own"""
+    critic_chunk: int = 25
+    """environment steps that DQC's chunk critic covers (h_c), and over which it backs up"""
+    chunk_critic: bool = True
+    """whether DQC has a chunk critic; without, its action critic takes the backup itself"""
+    backup: Literal["quantile", "expectile"] = "quantile"
+    """regression of DQC's value onto the action critic"""
+    backup_level: float = 0.93
+    """which quantile or expectile of it (κ_b)"""
+    distill_expectile: float = 0.8
+    """expectile of DQC's action critic over the chunk critic (κ_d)"""
+    goal_current: float = 0.2
+    """share of training goals that are the current state"""
+    goal_trajectory: float = 0.5
+    """share of training goals ahead in the same trajectory; the rest are random states"""
+    goal_sampling: Literal["uniform", "geometric"] = "uniform"
+    """how goals ahead are drawn: all alike, or so many steps ahead with probability ~ γ^steps"""
     dispatch_steps: int = 100
     """gradient steps compiled into one device call"""
     log_every: int = 500
@@ -74,12 +91,18 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not value > 0:
+            value, share = getattr(self, field.name), field.name.startswith("goal_")
+            if isinstance(value, int | float) and not (value > 0 or share or value is False):
                 raise UserError(f"{field.name} must be positive, got {value}")
-        for name in ("expectile", "target_rate", "discount"):
+        for name in ("expectile", "target_rate", "discount", "backup_level", "distill_expectile"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        shares = (self.goal_current, self.goal_trajectory)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise UserError(
+                "goal_current and goal_trajectory must be shares that sum to at most 1, got "
+                f"{shares[0]} and {shares[1]}"
+            )
         for name in ("log_every", "validate_every", "checkpoint_every", "rotate_every"):
             if getattr(self, name) % self.dispatch_steps:
                 raise UserError(
