@@ -9,7 +9,7 @@ import ogbench
 import pytest
 from conftest import TASK
 
-from qgf.data.dataset import Dataset, chunk_returns, rotation
+from qgf.data.dataset import Dataset, chunk_returns, returns_to_go, rotation
 from qgf.data.manifest import load_manifest
 from qgf.envs import make_env
 from qgf.errors import UserError
@@ -77,7 +77,7 @@ def test_chunks_equal_a_slow_loop_over_ogbenchs_loader(solved):
     _, chunks, batch = all_chunks(solved)
     expected = slow_chunks(solved)
     assert len(chunks.start) == 2 * (100 - H + 1)
-    for actual, slow in zip(batch, expected, strict=True):
+    for actual, slow in zip(batch[:5], expected, strict=True):
         np.testing.assert_allclose(actual, slow, rtol=1e-6)
     # Solved at the first, the last and an inner step, and not at all.
     per_chunk = {tuple(np.isin(range(s, s + H), [20, 21, 22, 40, 99, 101])) for s in chunks.start}
@@ -133,12 +133,57 @@ def test_longest_possible_chunk(data):
 def test_without_a_task_there_are_no_rewards(data):
     _, chunks, _ = all_chunks(data, env=NAME)
     assert (chunks.reward == 0).all() and (chunks.mask == 1).all()
+    assert (chunks.return_to_go == 0).all()
 
 
 def test_chunk_returns_by_hand():
     rewards, masks = np.array([-1.0, 0, -1, -1, 0]), np.array([1.0, 0, 1, 1, 1])
     total, alive = chunk_returns(rewards, masks, np.array([0, 1, 2]), 3, 0.5)
     assert total.tolist() == [-1, 0, -1.5] and alive.tolist() == [0, 0, 1]
+
+
+def test_returns_to_go_equal_a_slow_sum_over_the_rows_of_the_file(solved):
+    path = solved / f"{NAME}.npz"
+    change(path, lambda arrays: arrays["qpos"].__setitem__((-1, slice(14, 17)), 9))
+    _, chunks, batch = all_chunks(solved)
+    with np.load(path) as file:
+        qpos, terminals = file["qpos"], file["terminals"]
+    env = make_env(TASK)
+    env.reset(seed=0)
+    at_goal = np.linalg.norm(qpos[:, 14:17] - env.unwrapped._data.mocap_pos[0], axis=1) <= 0.04
+    cut_off = 0
+    for i, row in enumerate(chunks.start):
+        total, discount = 0.0, 1.0
+        while not at_goal[row]:
+            total -= discount
+            discount *= DISCOUNT
+            if terminals[row]:  # and so on forever
+                total -= sum(discount * DISCOUNT**k for k in range(500))
+                cut_off += 1
+                break
+            row += 1
+        assert batch.return_to_go[i] == pytest.approx(total, rel=1e-6)
+    assert 50 < cut_off < 100 and batch.return_to_go.max() == 0
+
+
+def test_returns_to_go_by_hand():
+    rewards = np.array([-1.0, -2, 0, -1, -4, -1, 0], np.float32)
+    masks = np.array([1.0, 1, 0, 1, 1, 1, 0], np.float32)
+    terminals = np.array([0, 0, 0, 0, 1, 0, 1])
+    # Solved inside and then cut off unsolved: -4 forever is -8. Solved at the very end.
+    expected = [-2, -2, 0, -5, -8, -1, 0]
+    assert returns_to_go(rewards, masks, terminals, 0.5).tolist() == expected
+    undiscounted = returns_to_go(rewards, masks, terminals, 1.0)
+    assert undiscounted.tolist() == [-3, -2, 0, -5, -4, -1, 0]
+
+
+def test_returns_to_go_are_the_chunks_reward_and_what_follows(data):
+    _, chunks, batch = all_chunks(data)
+    later = {start: value for start, value in zip(chunks.start, batch.return_to_go, strict=True)}
+    pairs = [(i, later[s + H]) for i, s in enumerate(chunks.start) if s + H in later]
+    index, following = np.array([i for i, _ in pairs]), np.array([value for _, value in pairs])
+    expected = batch.reward[index] + DISCOUNT**H * batch.mask[index] * following
+    np.testing.assert_allclose(batch.return_to_go[index], expected, rtol=1e-5)
 
 
 def test_several_shards_are_the_union_of_each(data):
@@ -154,7 +199,7 @@ def test_several_shards_are_the_union_of_each(data):
 def test_groups_fit_the_memory(data):
     dataset, _, _ = all_chunks(data)
     shards = dataset.manifest.split("train")
-    shard_gigabytes = 202 * 4 * (28 + 5 + 3) / 1e9
+    shard_gigabytes = 202 * 4 * (28 + 5 + 4) / 1e9
     assert dataset.groups(2 * shard_gigabytes) == [shards]
     assert dataset.groups(1.99 * shard_gigabytes) == [[shards[0]], [shards[1]]]
     assert dataset.groups(1e-12) == [[shards[0]], [shards[1]]]

@@ -233,6 +233,12 @@ METHODS: dict[str, Method] = {
         "qgf with the bootstrapped critic of qam",
         critic="bootstrapped",
     ),
+    "qgf-monte-carlo": _test_time(
+        _estimator("qgf"),
+        (10, 0, 20, 10),
+        "qgf with a critic of the data's own returns",
+        critic="monte-carlo",
+    ),
     "gradstep": Method(
         "test-time",
         ("policy", "critic"),

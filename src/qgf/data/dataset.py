@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from ogbench.relabel_utils import relabel_dataset
 
 from qgf.data.manifest import Manifest, Shard
@@ -21,7 +21,8 @@ class Batch(NamedTuple):
     """A batch of chunked transitions (s, a_t … a_{t+h-1}, R, m, s').
 
     reward is R = Σ_{i<h} γ^i r_{t+i}, counted up to the step that solves the task; mask is
-    0 where the task was solved inside the chunk, else 1.
+    0 where the task was solved inside the chunk, else 1; return_to_go is that of
+    `returns_to_go` at s.
     """
 
     obs: Float[Array, "batch obs"]
@@ -29,6 +30,7 @@ class Batch(NamedTuple):
     reward: Float[Array, " batch"]
     mask: Float[Array, " batch"]
     next_obs: Float[Array, "batch obs"]
+    return_to_go: Float[Array, " batch"] | None = None
 
 
 class Chunks(eqx.Module):
@@ -40,6 +42,7 @@ class Chunks(eqx.Module):
     reward: Float[Array | np.ndarray, " chunk"]
     mask: Float[Array | np.ndarray, " chunk"]
     length: int = eqx.field(static=True)
+    return_to_go: Float[Array | np.ndarray, " chunk"] | None = None
 
     def take(self, index: Int[Array | np.ndarray, " batch"]) -> Batch:
         """Return the chunks at `index` (positions in `start`)."""
@@ -51,6 +54,7 @@ class Chunks(eqx.Module):
             reward=self.reward[index],
             mask=self.mask[index],
             next_obs=self.obs[row + self.length],
+            return_to_go=None if self.return_to_go is None else self.return_to_go[index],
         )
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> Batch:
@@ -75,6 +79,32 @@ def chunk_returns(
         total += discount**i * alive * rewards[start + i]
         alive *= masks[start + i]
     return total.astype(np.float32), alive.astype(np.float32)
+
+
+def returns_to_go(
+    rewards: Float[np.ndarray, " row"],
+    masks: Float[np.ndarray, " row"],
+    terminals: Shaped[np.ndarray, " row"],
+    discount: float,
+) -> Float[np.ndarray, " row"]:
+    """Return Σ_i γ^i r_{t+i} from every row t, up to the row that solves the task (mask 0).
+
+    A trajectory of play data ends at an arbitrary moment, not because its task does. Where it
+    ends unsolved its last reward is taken to be paid forever (as Cal-QL does, arXiv 2303.05479):
+    with rewards of −1 until success, as if the task were never solved, which n steps before the
+    end is too low by at most γ^n of what solving it is worth. To pay nothing after the end would
+    make all states near it look good; to drop the rows whose return is cut off would keep the
+    solved ones. At γ = 1 nothing is paid after the end.
+    """
+    ends = np.flatnonzero(terminals)
+    firsts = np.concatenate([[0], ends[:-1] + 1])
+    total = rewards.astype(np.float64)
+    if discount < 1:
+        total[ends] /= np.where(masks[ends] == 0, 1.0, 1 - discount)
+    for back in range(1, 1 + (ends - firsts).max()):
+        row = (ends - back)[ends - back >= firsts]
+        total[row] += discount * masks[row] * total[row + 1]
+    return total
 
 
 class Dataset:
@@ -118,6 +148,7 @@ class Dataset:
             reward=join("reward"),
             mask=join("mask"),
             length=self.chunk,
+            return_to_go=join("return_to_go"),
         )
 
     def groups(self, gigabytes: float) -> list[list[Shard]]:
@@ -138,7 +169,7 @@ class Dataset:
 
     def _row_bytes(self, shard: Shard) -> int:
         part = _load(self.manifest.folder / shard.file)
-        return 4 * (part["observations"].shape[1] + part["actions"].shape[1] + 3)
+        return 4 * (part["observations"].shape[1] + part["actions"].shape[1] + 4)
 
     def _read(self, shard: Shard) -> dict[str, np.ndarray]:
         path = self.manifest.folder / shard.file
@@ -153,13 +184,15 @@ class Dataset:
                     f"{path} has no {absent}, from which rewards are computed; "
                     f"train without a task, --env {self.name.dataset}"
                 ) from None
-            reward, mask = chunk_returns(
-                data["rewards"], data["masks"], start, self.chunk, self.discount
-            )
+            rewards, masks = data["rewards"], data["masks"]
+            reward, mask = chunk_returns(rewards, masks, start, self.chunk, self.discount)
+            every = returns_to_go(rewards, masks, data["terminals"], self.discount)
+            ahead = every[start].astype(np.float32)
         else:
             reward, mask = np.zeros(len(start), np.float32), np.ones(len(start), np.float32)
+            ahead = reward
         arrays = {name: data[name].astype(np.float32) for name in ("observations", "actions")}
-        return {**arrays, "start": start, "reward": reward, "mask": mask}
+        return {**arrays, "start": start, "reward": reward, "mask": mask, "return_to_go": ahead}
 
 
 def rotation(dataset: Dataset, gigabytes: float, every: int, step: int) -> Iterator[Chunks]:

@@ -20,6 +20,7 @@ from qgf.learners.distill import Distilled
 from qgf.learners.edp import EDP
 from qgf.learners.fql import FQL
 from qgf.learners.iql import IQL
+from qgf.learners.monte_carlo import MonteCarlo
 from qgf.learners.qam import QAM
 from qgf.learners.qsm_bc import QSM
 from qgf.learners.robust_q import RobustQ
@@ -60,4 +61,5 @@ LEARNERS: dict[str, type[Learner]] = {
     "qam": QAM,
     "dac": DAC,
     "qsm-bc": QSM,
+    "monte-carlo": MonteCarlo,
 }
