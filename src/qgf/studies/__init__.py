@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from qgf._files import atomic_open, write_json
 from qgf.errors import UserError, nearest
-from qgf.studies import sensitivity, toy
+from qgf.studies import calibration, sensitivity, toy, weight
 
 Preset = Literal["smoke", "laptop", "paper"]
 
@@ -29,7 +29,12 @@ class Study(Protocol):
     def say(self, data: dict[str, Any]) -> str: ...
 
 
-STUDIES: dict[str, Study] = {"sensitivity": sensitivity, "toy": toy}
+STUDIES: dict[str, Study] = {
+    "sensitivity": sensitivity,
+    "toy": toy,
+    "weight": weight,
+    "calibration": calibration,
+}
 
 
 def run_study(name: str, preset: Preset, out: Path) -> str:

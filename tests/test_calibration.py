@@ -1,0 +1,197 @@
+"""The unitless guidance weight, against closed forms; and the study of one default for all."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from qgf.calibration import flow_sizes, guidance_scale
+from qgf.checkpoint import of_seed
+from qgf.config import Config
+from qgf.guidance import guided_sample
+from qgf.policy import sample_actions
+from qgf.statistics import paired_difference
+from qgf.studies import calibration
+from qgf.studies._scale import best
+
+STEPS = 5
+TIMES = np.arange(STEPS) / STEPS
+OBS = jnp.zeros((4096, 2))
+ACTION = jnp.broadcast_to(jnp.array([0.5, -0.25, 0.125]), (4096, 3))
+SLOPE = jnp.array([3.0, -4.0, 12.0])
+
+
+def linear(obs, action):
+    return action @ SLOPE
+
+
+def to_data(obs, action, t):
+    """The flow of a point mass: from anywhere to ACTION in what time is left."""
+    return (ACTION[: len(obs)] - action) / (1 - t[:, None])
+
+
+def test_gradient_of_a_linear_critic_and_velocity_of_an_affine_flow():
+    affine = lambda obs, action, t: 2 * action + 1  # noqa: E731
+    v, g = flow_sizes(affine, linear, OBS, ACTION, STEPS)
+    assert g == pytest.approx(13 / np.sqrt(3), rel=1e-6)
+    # a_t = (1 − t) a_0 + t a_1 has mean t a_1 and variance (1 − t)².
+    a1 = np.asarray(ACTION[0], float)
+    square = [(2 * t * a1 + 1) ** 2 + 4 * (1 - t) ** 2 for t in TIMES]
+    assert v == pytest.approx(np.sqrt(np.mean(square)), rel=0.01)
+    assert guidance_scale(affine, linear, OBS, ACTION, STEPS) == pytest.approx(
+        float(v / g), rel=1e-6
+    )
+
+
+def test_gradient_is_that_at_the_one_step_clean_action():
+    square = lambda obs, action: -jnp.square(action - 2).sum(-1) / 2  # noqa: E731
+    v, g = flow_sizes(to_data, square, OBS, ACTION, STEPS)
+    assert g == pytest.approx(np.sqrt(np.mean((2 - np.asarray(ACTION[0], float)) ** 2)), rel=1e-5)
+    # v = a_1 − a_0 at every time.
+    assert v == pytest.approx(np.sqrt(1 + np.mean(np.square(ACTION[0]))), rel=0.01)
+    far = lambda obs, action, t: jnp.full_like(action, 100.0)  # noqa: E731
+    assert flow_sizes(far, square, OBS, ACTION, STEPS)[1] == pytest.approx(1)  # clipped to 1
+
+
+class Curved(eqx.Module):
+    """A critic with curvature, and units and an offset of its own."""
+
+    unit: jax.Array
+    offset: jax.Array
+
+    def __call__(self, obs, action):
+        return self.unit * (jnp.sin(3 * action) * SLOPE).sum(-1) + self.offset
+
+
+def test_units_of_q_cancel():
+    obs, action = OBS[:64], ACTION[:64]
+    one, four, ten, shifted = (
+        Curved(jnp.asarray(unit), jnp.asarray(offset))
+        for unit, offset in ((1.0, 0.0), (4.0, 0.0), (10.0, 0.0), (1.0, 7.0))
+    )
+    scale = guidance_scale(to_data, one, obs, action, STEPS)
+    assert guidance_scale(to_data, four, obs, action, STEPS) == scale / 4
+    assert guidance_scale(to_data, shifted, obs, action, STEPS) == scale
+    tenth = guidance_scale(to_data, ten, obs, action, STEPS)
+    assert tenth == pytest.approx(float(scale) / 10, rel=1e-6)
+    noise = jax.random.normal(jax.random.key(1), action.shape)
+    sample = eqx.filter_jit(
+        lambda critic, weight: guided_sample(to_data, critic, obs, noise, weight, steps=STEPS)
+    )
+    wanted = sample(one, 0.3 * scale)
+    np.testing.assert_allclose(sample(ten, 0.3 * tenth), wanted, atol=1e-5)
+    assert abs(sample(ten, 0.3 * scale) - wanted).max() > 0.1
+
+
+def test_constant_critic_has_no_scale():
+    flat = lambda obs, action: 0 * action.sum(-1)  # noqa: E731
+    assert guidance_scale(to_data, flat, OBS[:8], ACTION[:8], STEPS) == jnp.inf
+
+
+class Policy(eqx.Module):
+    """A flow and a critic of constant slope."""
+
+    flow: jax.Array
+    slope: jax.Array
+    config: Config = eqx.field(static=True, default=Config(denoise_steps=STEPS))
+
+    def velocity(self, obs, action, t):
+        return jnp.broadcast_to(self.flow, action.shape)
+
+    def critic(self, obs, action):
+        return action @ self.slope
+
+
+def test_every_training_seed_is_guided_by_its_own_scale():
+    # Slopes of about 0.1: most actions stay inside [-1, 1], so that a push is w · slope.
+    slope = 0.1 * jax.random.normal(jax.random.key(0), (2, 3))
+    learner, scales = Policy(flow=jnp.zeros((2, 3)), slope=slope), jnp.array([0.5, 4.0])
+    learners = {"policy": learner, "critic": learner, "scale": scales}
+    assert {*calibration.AUTO.roles} == learners.keys()  # no other learner reaches `act`
+    obs, noise = jnp.zeros((64, 2)), jax.random.normal(jax.random.key(1), (1, 64, 3))
+    act = eqx.filter_jit(sample_actions)
+    for i, scale in enumerate(scales):
+        one, wanted = of_seed(learners, i), noise[0] + 0.25 * scale * slope[i]
+        found, _ = act(calibration.AUTO, one, obs, noise, jnp.full(64, 0.25))
+        inside = abs(wanted) < 1
+        assert inside.sum() > 50
+        np.testing.assert_allclose(found[inside], wanted[inside], atol=1e-5)
+
+
+def outcomes(success, total=0.0, seeds=2, episodes=10):
+    """Episodes of which the first `success` of every seed succeed."""
+    table = np.zeros((seeds, episodes, 4))
+    table[:, :success, 0], table[..., 1] = 1, total
+    return table
+
+
+def test_best_setting_is_that_of_all_tasks_together():
+    one = {0.1: outcomes(9), 0.2: outcomes(6), 0.4: outcomes(6)}
+    other = {0.1: outcomes(0), 0.2: outcomes(5), 0.4: outcomes(5)}
+    assert best([one]) == 0.1
+    assert best([one, other]) == 0.2  # the smaller of two that are level
+    assert best([one, other | {0.4: outcomes(5, total=1.0)}]) == 0.4
+
+
+def test_differences_are_paired_and_averaged_over_tasks():
+    random = np.random.default_rng(3)
+    tasks = [
+        {name: random.random((2, 8)) < rate for name, rate in (("bc", 0.3), ("default", 0.7))}
+        for _ in range(3)
+    ]
+    alone = calibration.against(tasks[:1])["bc"]
+    assert alone == paired_difference(tasks[0]["default"], tasks[0]["bc"])
+    mean, (low, high) = calibration.against(tasks)["bc"]
+    assert mean == pytest.approx(
+        np.mean([task["default"].mean() - task["bc"].mean() for task in tasks])
+    )
+    assert low < mean < high
+    # Of three independent tasks the mean is known better than of one.
+    assert high - low < alone[1][1] - alone[1][0]
+
+
+def study(default, tuned, carried):
+    """The study's data, when so many of ten episodes of every seed succeed."""
+    env = "cube-single-play-singletask-task{}-v0"
+    tasks, wins = [], []
+    for i, (a, b, c) in enumerate(zip(default, tuned, carried, strict=True)):
+        ways = {name: outcomes(n) for name, n in (("bc", 1), ("tuned", b), ("carried", c))}
+        ways["default"] = outcomes(a)
+        wins.append({name: table[..., 0] > 0 for name, table in ways.items()})
+        w = {"tuned": 0.1, "carried": 0.03, "default": 0.07}
+        found = {name: calibration.figures(table) for name, table in ways.items()}
+        against = calibration.against(wins[-1:], 200)
+        tasks.append({"env": env.format(i + 4), "w": w, "ways": found, "against": against})
+    tune = [calibration.figures(outcomes(n)) for n in (5, 8)]
+    return {
+        "training_seeds": 2,
+        "units": [0.1, 0.4],
+        "default": 0.4,
+        "carried": 0.03,
+        "chosen_on": [{"env": env.format(2), "tune": tune}],
+        "held_out": tasks,
+        "against": calibration.against(wins, 200),
+    }
+
+
+def test_words_follow_the_data():
+    good = calibration.say(study((9, 10, 10, 10), (10, 10, 10, 10), (3, 4, 4, 4)))
+    assert "one default is good enough" in good  # ten points below, but not more, on one task
+    assert "it differs by +60 points" in good and "tuned weights by -2 points" in good
+    assert "90% (70 to 97) with the default" in good and "clearly better" in good
+    bad = calibration.say(study((10, 8), (10, 10), (10, 10)))
+    assert "one default is not good enough" in bad and "clearly better" not in bad
+    assert "clearly worse" in calibration.say(study((4, 3), (10, 10), (10, 10)))
+
+
+def test_average_must_be_known_well_enough():
+    data = study((10, 10), (10, 10), (10, 10))
+    assert calibration.serves(data)
+    for name, difference in (("tuned", (-0.05, (-0.11, 0.01))), ("bc", (0.1, (-0.01, 0.2)))):
+        assert not calibration.serves(data | {"against": data["against"] | {name: difference}})
+
+
+def test_figure():
+    assert isinstance(calibration.draw(study((9, 10), (10, 10), (3, 4))), Figure)
