@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from qgf._files import atomic_open, write_json
 from qgf.errors import UserError, nearest
-from qgf.studies import calibration, sensitivity, toy, weight
+from qgf.studies import calibration, q_optimizer, sensitivity, toy, weight
 
 Preset = Literal["smoke", "laptop", "paper"]
 
@@ -34,6 +34,7 @@ STUDIES: dict[str, Study] = {
     "toy": toy,
     "weight": weight,
     "calibration": calibration,
+    "q-optimizer": q_optimizer,
 }
 
 
