@@ -78,9 +78,8 @@ def draw(data: dict[str, Any]) -> Figure:
         axes.grid(color="#e4e4e4", lw=0.8)
     for axes in panels[len(tasks) + 1 :]:
         axes.remove()
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper left", ncols=4
-    )
+    handles, columns = panels[0].get_legend_handles_labels(), 4 if across > 2 else 2
+    figure.legend(*handles, frameon=False, loc="outside upper left", ncols=columns)
     return figure
 
 
@@ -119,6 +118,7 @@ def _draw_units(axes: Axes, tasks: list[dict]) -> None:
         if at:  # weight 0 is not on this axis
             axes.plot(u[at - 1], success[at - 1], "*", ms=13, color="black", mfc="none")
     axes.set(xscale="log")
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.set_xlabel("u = w rms(g) / rms(v), all tasks", fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="lower center")
 
