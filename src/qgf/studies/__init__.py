@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from qgf._files import atomic_open, write_json
 from qgf.errors import UserError, nearest
-from qgf.studies import calibration, q_optimizer, sensitivity, toy, weight
+from qgf.studies import calibration, compute, q_optimizer, sensitivity, steps, toy, weight
 
 Preset = Literal["smoke", "laptop", "paper"]
 
@@ -35,6 +35,8 @@ STUDIES: dict[str, Study] = {
     "weight": weight,
     "calibration": calibration,
     "q-optimizer": q_optimizer,
+    "compute": compute,
+    "steps": steps,
 }
 
 
