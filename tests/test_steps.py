@@ -165,7 +165,7 @@ def example(euler, heun, quadratic, error):
 
 def test_words_follow_the_data():
     said = steps.say(example([0.2, 0.9, 0.9, 0.9], [0.2, 0.9, 0.9, 0.9], [0.8, 0.9, 0.9, 0.9], 0.5))
-    assert "w = 0.1 for all (chosen on 10 tune episodes each with uniform" in said
+    assert "for all, w = 0.1 (chosen on 10 tune episodes each), and 100 test" in said
     assert "are T = 4: +0 (+0 to +0) points, 0.4 ms against 1 ms" in said
     heun, quadratic = said.split("Heun against uniform Euler")[1].split("The quadratic grid")
     assert "no difference shown; its actions are nearer" in heun and "at 4 of 4" in heun

@@ -272,9 +272,9 @@ def say(data: dict[str, Any]) -> str:
     )
     parts = [
         "The paper denoises in T = 10 uniform Euler steps. On "
-        f"{data['env']}, with w = {data['weight']:g} for all ({chosen_on(data)} with uniform "
-        f"Euler at T = 10) and {plain[usual]['episodes']} test episodes each over "
-        f"{data['seeds']} training seed(s), success by evaluations of the policy (T of "
+        f"{data['env']}, with the weight of uniform Euler at T = 10 for all, w = "
+        f"{data['weight']:g} ({chosen_on(data)}), and {plain[usual]['episodes']} test episodes "
+        f"each over {data['seeds']} training seed(s), success by evaluations of the policy (T of "
         "Euler, 2T of Heun), with 95% intervals: "
         f"{listed}. The fewest uniform Euler steps whose success cannot be told from that of "
         f"T = {usual} (the paired interval holds 0) are T = {least}: {change} points, "
