@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 
 from qgf._files import atomic_open, write_json
 from qgf.errors import UserError, nearest
-from qgf.studies import calibration, compute, q_optimizer, sensitivity, steps, toy, weight
+from qgf.studies import (
+    calibration,
+    compute,
+    critics,
+    q_optimizer,
+    scaling,
+    sensitivity,
+    steps,
+    toy,
+    weight,
+)
 
 Preset = Literal["smoke", "laptop", "paper"]
 
@@ -37,6 +47,8 @@ STUDIES: dict[str, Study] = {
     "q-optimizer": q_optimizer,
     "compute": compute,
     "steps": steps,
+    "scaling": scaling,
+    "critics": critics,
 }
 
 
