@@ -50,8 +50,8 @@ class FakeWorkers(Workers):
 
     def serve(self, slot, kind, value):
         if kind == "reset":
-            FakeWorkers.seeds.append(value)
-            random = np.random.default_rng(value)
+            FakeWorkers.seeds.append(value["seed"])
+            random = np.random.default_rng(value["seed"])
             obs, left = random.normal(size=28).astype(np.float32), random.integers(2, 6)
             self.state[slot] = obs, left
             return Reply(obs)
@@ -266,11 +266,11 @@ def test_run_without_a_task(policy_run):
 def test_death_and_complaints_of_processes():
     before = set(multiprocessing.active_children())
     with Workers(TASK, 2, 2) as pool:
-        assert pool.request({1: ("reset", 0)})[1].obs.shape == (28,)
+        assert pool.request({1: ("reset", {"seed": 0})})[1].obs.shape == (28,)
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
             process.join()
         with pytest.raises(UserError, match="an environment process died"):
-            pool.request({0: ("reset", 0), 1: ("reset", 0)})
+            pool.request({0: ("reset", {"seed": 0}), 1: ("reset", {"seed": 0})})
     with Workers("cube-singel-v0", 1, 1) as pool, pytest.raises(UserError, match="Did you mean"):
-        pool.request({0: ("reset", 0)})
+        pool.request({0: ("reset", {"seed": 0})})

@@ -15,6 +15,7 @@ _PUBLIC = {
     "euler": "qgf.flow",
     "load": "qgf.policy",
     "Policy": "qgf.policy",
+    "make_env": "qgf.envs",
     "UserError": "qgf.errors",
 }
 __all__ = list(_PUBLIC)

@@ -16,11 +16,12 @@ CALLS = 20  # timed calls
 def milliseconds(act: Callable, spec: Spec, weight: float, batch: int) -> float:
     """Return the median time of a call for `batch` observations."""
     obs = np.zeros((1, batch, spec.obs), np.float32)
+    goal = np.zeros((1, batch, spec.goal), np.float32)
     weights, numbers = np.full((1, batch), weight, np.float32), np.zeros((1, batch), np.int32)
     times = []
     for _ in range(1 + CALLS):
         start = time.perf_counter()
-        jax.block_until_ready(act(obs, weights, numbers, numbers))
+        jax.block_until_ready(act(obs, goal, weights, numbers, numbers))
         times.append(time.perf_counter() - start)
     return 1000 * float(np.median(times[1:]))  # the first call compiles
 

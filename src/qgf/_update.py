@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from qgf.config import Config, Spec
 from qgf.data.dataset import Chunks
+from qgf.data.goals import GoalChunks
 from qgf.learners import LEARNERS, Learner
 
 Learners = dict[str, Learner]
@@ -23,7 +24,7 @@ class Fixed(NamedTuple):
     `frozen` are learners taken from another run: others consult them, nobody trains them.
     """
 
-    data: Chunks
+    data: Chunks | GoalChunks
     seeds: Int[Array, " seed"]
     config: Config
     frozen: Learners = {}  # noqa: RUF012
@@ -81,7 +82,11 @@ def train_steps(
 
 @eqx.filter_jit
 def validation_losses(
-    data: Chunks, learners: Learners, frozen: Learners, batch_size: int, batches: int = 16
+    data: Chunks | GoalChunks,
+    learners: Learners,
+    frozen: Learners,
+    batch_size: int,
+    batches: int = 16,
 ) -> Metrics:
     """Return every seed's metrics averaged over `batches` fixed batches of `data`."""
 
@@ -142,7 +147,11 @@ def _step(fixed: Fixed, state: State, key: PRNGKeyArray) -> tuple[State, dict]:
 
 
 def _loss(
-    learners: Learners, others: Learners, data: Chunks, batch_size: int, key: PRNGKeyArray
+    learners: Learners,
+    others: Learners,
+    data: Chunks | GoalChunks,
+    batch_size: int,
+    key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], dict]:
     batch_key, loss_key = jax.random.split(key)
     batch = data.sample(batch_key, batch_size)

@@ -6,14 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qgf.config import Config
 from qgf.data.dataset import Batch, Dataset
+from qgf.data.goals import GoalBatch, GoalDataset
 from qgf.data.manifest import Manifest, read_manifest
 from qgf.envs import EnvName
 from qgf.errors import UserError
 
 
-def validation_batch(record: dict, states: int) -> Batch:
+def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
     """Return up to `states` chunks, drawn once and for all, of a run's first -val shard.
+
+    They come with goals if the run's critic takes some.
 
     Args:
         record: the run's config.json.
@@ -22,12 +26,17 @@ def validation_batch(record: dict, states: int) -> Batch:
         UserError: the data are gone or have changed.
     """
     manifest, config = intact_manifest(record), record["config"]
-    name = EnvName.parse(record["env"]).dataset  # without the task, whose rewards are not needed
-    data = Dataset(manifest, name, chunk=config["chunk"], discount=config["discount"])
+    goals = record["spec"].get("goal", 0) > 0
+    if goals:
+        data = GoalDataset(manifest, record["env"], Config(**config))
+    else:  # without the task, whose rewards are not needed
+        name = EnvName.parse(record["env"]).dataset
+        data = Dataset(manifest, name, chunk=config["chunk"], discount=config["discount"])
     chunks = data.chunks(manifest.split("val")[:1])
-    random = np.random.default_rng(0)
-    rows = random.choice(len(chunks.start), min(states, len(chunks.start)), replace=False)
-    return jax.device_put(chunks).take(jnp.asarray(rows))
+    count = len(chunks.chunks.start if goals else chunks.start)
+    rows = np.random.default_rng(0).choice(count, min(states, count), replace=False)
+    drawn = {"key": jax.random.key(0)} if goals else {}
+    return jax.device_put(chunks).take(jnp.asarray(rows), **drawn)
 
 
 def intact_manifest(record: dict) -> Manifest:

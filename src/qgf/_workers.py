@@ -14,7 +14,8 @@ from qgf.errors import UserError
 class Reply(NamedTuple):
     """What a slot's environment answers to a reset or a chunk of actions.
 
-    reward and length count the environment steps taken since the last reply.
+    reward and length count the environment steps taken since the last reply; a reset says
+    the goal, where the environment has one.
     """
 
     obs: np.ndarray
@@ -22,14 +23,15 @@ class Reply(NamedTuple):
     length: int = 0
     done: bool = False
     success: bool = False
+    goal: np.ndarray | None = None
 
 
 class Workers:
     """`slots` environments spread over `workers` processes.
 
-    A request is ("reset", seed), ("act", actions of shape (chunk, action)) or ("render",
-    camera), which is answered by an RGB image instead of a Reply. The processes end when this
-    one does, however it ends. `kwargs` are those of `make_env`.
+    A request is ("reset", what the environment's reset takes by name), ("act", actions of shape
+    (chunk, action)) or ("render", camera), which is answered by an RGB image instead of a Reply.
+    The processes end when this one does, however it ends. `kwargs` are those of `make_env`.
     """
 
     def __init__(self, env: str, slots: int, workers: int, **kwargs: Any):
@@ -94,8 +96,9 @@ def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:
             return
 
 
-def _reset(env: Any, seed: int) -> Reply:
-    return Reply(env.reset(seed=seed)[0].astype(np.float32))
+def _reset(env: Any, kwargs: dict[str, Any]) -> Reply:
+    obs, info = env.reset(**kwargs)
+    return Reply(obs.astype(np.float32), goal=info.get("goal"))
 
 
 def _act(env: Any, actions: np.ndarray) -> Reply:

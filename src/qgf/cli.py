@@ -62,7 +62,8 @@ class Train:
     out: Path
     """folder of the run"""
     env: str | None = None
-    """…-singletask-taskN-v0; without a task the policy alone is trained. --base's by default"""
+    """…-singletask-taskN-v0, or …-oraclerep-v0 for goals; else the policy alone is trained.
+    --base's by default"""
     data: Path | None = None
     """folder of a dataset; --base's by default"""
     method: str = "qgf"
@@ -73,6 +74,8 @@ class Train:
     """training seed"""
     seeds: str | None = None
     """several seeds at once instead: 0..9 or 0,3,5"""
+    critic: str | None = None
+    """kind of the critic: iql for a task; for goals dqc (the default there) or goal-iql"""
     policy: Path | None = None
     """a run whose policy is used as it is; only the critic is trained"""
     base: Path | None = None
@@ -96,6 +99,7 @@ class Train:
                 self.config,
                 seeds=seeds,
                 method=self.method,
+                critic=self.critic,
                 policy=self.policy,
                 base=self.base,
                 resume=self.resume,

@@ -58,6 +58,9 @@ class Config:
     temperature: float | None = None
     """scale τ of the critic's gradient in train-time methods (QAM, QSM); by default the
     method's own"""
+    sparse_rewards: bool = False
+    """reward -1 until a task is solved and 0 then, in place of the task's own (which, with
+    several objects, counts those not in place)"""
     critic_chunk: int = 25
     """environment steps that DQC's chunk critic covers (h_c), and over which it backs up"""
     chunk_critic: bool = True

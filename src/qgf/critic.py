@@ -76,6 +76,25 @@ def ensemble_critic(
     return aggregate(ensemble(obs, action), how)
 
 
+class AtGoal(eqx.Module):
+    """A goal-conditioned ensemble whose goals are fixed, one a row: a critic like any other."""
+
+    ensemble: Ensemble
+    goal: Float[Array, "row goal"]
+    aggregation: Aggregation = eqx.field(static=True)
+
+    def critic(
+        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
+    ) -> Float[Array, " batch"]:
+        """Return the aggregated Q(s, a, goal).
+
+        The rows of obs may be those of the goals n times over, as n samples a row tile them.
+        """
+        goal = jnp.tile(self.goal, (len(obs) // len(self.goal), 1))
+        state = jnp.concatenate([obs, goal], -1)
+        return ensemble_critic(self.ensemble, self.aggregation, state, action)
+
+
 def expectile_loss(difference: Float[Array, " batch"], expectile: float) -> Float[Array, " batch"]:
     """Return |τ − 1(d < 0)| d², whose minimizer over V with d = Q − V is the τ-expectile.
 

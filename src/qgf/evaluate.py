@@ -27,10 +27,11 @@ from qgf.config import Spec
 from qgf.envs import EnvName
 from qgf.errors import UserError
 from qgf.methods import Learners, Method, canonical, find_method, settings
-from qgf.policy import load_learners, noise_size, sample_actions
+from qgf.policy import at_goal, load_learners, noise_size, sample_actions
 from qgf.statistics import paired_difference, wilson_interval
 
 SPLITS = ("tune", "test")
+GOALS = 5  # that OGBench evaluates in every environment
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to run: which arm, with which training seed (by position), which start."""
+    """One episode to run: which arm, with which training seed (by position), which start.
+
+    Where a goal is asked for, neighbouring episodes take OGBench's goals in turn.
+    """
 
     arm: Arm
     seed: int
@@ -94,7 +98,8 @@ def evaluate(
             as it was cloned, is always among them.
         methods: names of METHODS.
         critic: another run, whose critic takes the place of this run's own.
-        episodes: test episodes for every setting and training seed.
+        episodes: test episodes for every setting and training seed, and every goal if the
+            run's critic takes goals.
         tune_episodes: episodes on which a setting is chosen; as many by default.
         best_of: sample counts N of the methods that choose among samples; given without such
             a method, best-of-N of the unguided policy is evaluated too.
@@ -113,18 +118,19 @@ def evaluate(
         raise UserError(f"the evaluation's seed must lie in [0, 2^31), got {seed}")
     arms = _arms(methods, weights, best_of)
     record = load_record(run)
-    env = record["env"] if critic is None else load_record(critic)["env"]
-    if not EnvName.parse(env).singletask:
+    judge = record if critic is None else load_record(critic)
+    env, spec = judge["env"], Spec(**judge["spec"])
+    if not (EnvName.parse(env).singletask or spec.goal):
         raise UserError(
             f"{run} has no critic, so there is no task to evaluate; train one with "
             f"`qgf train --env …-singletask-taskN-v0 --policy {run}`"
         )
     step = int(find_checkpoint(run, checkpoint).name)
-    counts = {"tune": tune_episodes, "test": episodes}
+    goals = GOALS if spec.goal else 1
+    counts = {"tune": tune_episodes * goals, "test": episodes * goals}
     learners = load_learners(run, [*arms], which=str(step), critic=critic)
     every = list(dict.fromkeys(arm for group in arms.values() for arm in group))
     jobs = make_jobs(every, len(record["seeds"]), counts)
-    spec = Spec(**record["spec"])
     outcomes = roll_out(env, spec, learners, jobs, workers, slots, seed)
     result = {
         "env": env,
@@ -134,7 +140,7 @@ def evaluate(
         "training_seeds": record["seeds"],
         "seed": seed,
         "episodes": counts,
-        **_summary(outcomes, arms),
+        **_summary(outcomes, arms, goals),
     }
     write_json(Path(run) / "eval.json", result)
     return result
@@ -203,7 +209,11 @@ def roll_out(
 
 
 def actor(name: str | Method, samples: int, learners: Learners, spec: Spec, seed: int) -> Callable:
-    """Return (obs, weight, start, turn) -> (actions, fallbacks), all [seed, row], of a method."""
+    """Return how a method acts.
+
+    That is (obs, goal, weight, start, turn) -> (actions, fallbacks), all [seed, row]; a goal
+    has no entries where none is asked for.
+    """
     method = name if isinstance(name, Method) else find_method(name)
     roles = {*method.roles} | ({"critic"} if samples > 1 else set())
     used = {role: learners[role] for role in learners if role in roles}
@@ -226,12 +236,13 @@ def _pass(
     queues = [collections.deque(job for job in jobs if job.seed == i) for i in range(seeds)]
     running: list[Job | None] = [None] * (seeds * rows)
     obs = np.zeros((seeds, rows, spec.obs), np.float32)
+    goal = np.zeros((seeds, rows, spec.goal), np.float32)
     weight = np.zeros((seeds, rows), np.float32)
     start, turn = np.zeros((2, seeds, rows), np.int32)
     while True:
         requests: dict[int, tuple[str, Any]] = {}
         if any(running):
-            chunks, fallbacks = map(np.asarray, act(obs, weight, start, turn))
+            chunks, fallbacks = map(np.asarray, act(obs, goal, weight, start, turn))
             chunks = chunks.reshape(-1, spec.chunk, spec.action)
         for slot, job in enumerate(running):
             queue, at = queues[slot // rows], divmod(slot, rows)
@@ -241,12 +252,14 @@ def _pass(
             elif queue:
                 job = running[slot] = queue.popleft()
                 weight[at], start[at], turn[at] = job.arm.weight, job.start, -1
-                requests[slot] = ("reset", _env_seed(seed, job.start))
+                requests[slot] = ("reset", start_of(job, spec, seed))
         if not requests:
             return
         for slot, reply in pool.request(requests).items():
             job, at = running[slot], divmod(slot, rows)
             obs[at] = reply.obs
+            if spec.goal and turn[at] < 0:
+                goal[at] = reply.goal
             turn[at] += 1
             outcomes[job].add(reply)
             if reply.done:
@@ -261,6 +274,7 @@ def _act(
     key: PRNGKeyArray,
     shape: tuple[int, int],
     obs: Float[Array, "seed row obs"],
+    goal: Float[Array, "seed row goal"],
     weight: Float[Array, "seed row"],
     start: Int[Array, "seed row"],
     turn: Int[Array, "seed row"],
@@ -272,12 +286,22 @@ def _act(
     arrays, static = eqx.partition(learners, eqx.is_array)
 
     def act(one: tuple) -> tuple[Float[Array, "row action"], Int[Array, " row"]]:
-        arrays, obs, weight, start, turn = one
+        arrays, obs, goal, weight, start, turn = one
         noises = jax.vmap(noise, out_axes=1)(start, turn)
-        return sample_actions(method, eqx.combine(arrays, static), obs, noises, weight)
+        learners = at_goal(eqx.combine(arrays, static), goal)
+        return sample_actions(method, learners, obs, noises, weight)
 
     # Not vmap: it would turn the critic's choice of rows into doing all choices.
-    return jax.lax.map(act, (arrays, obs, weight, start, turn))
+    return jax.lax.map(act, (arrays, obs, goal, weight, start, turn))
+
+
+def start_of(job: Job, spec: Spec, seed: int) -> dict[str, Any]:
+    """Return what a job's environment is reset with.
+
+    If a goal is asked for, it is the next of OGBench's for every episode.
+    """
+    goal = {"task_id": 1 + job.episode % GOALS}
+    return {"seed": _env_seed(seed, job.start)} | ({"options": goal} if spec.goal else {})
 
 
 def _env_seed(seed: int, start: int) -> int:
@@ -330,12 +354,15 @@ def choose(rows: Sequence[dict]) -> dict:
     return max(rows, key=lambda r: (r["tune"]["success"], r["tune"]["return"], -r["weight"]))
 
 
-def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]]) -> dict:
+def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: int = 1) -> dict:
     """Return the figures of every arm; what "tune" chooses for a method, and its gain on "test"."""
 
     def row(arm: Arm) -> dict:
         splits = {split: figures(table(outcomes, arm, split)) for split in SPLITS}
         splits["test"] |= gain(arm)
+        if goals > 1:
+            test = table(outcomes, arm, "test")
+            splits["test"]["goals"] = [figures(test[:, i::goals]) for i in range(goals)]
         return {"weight": arm.weight, "samples": arm.samples, **splits}
 
     def gain(arm: Arm) -> dict:

@@ -88,9 +88,13 @@ def settings(
     return [(weight, n) for n in counts for weight in own or (0.0,)]
 
 
-def kinds_of(method: Method) -> dict[str, str]:
-    """Return the kind (name in LEARNERS) of every learner to train for a method, by role."""
-    kinds = DEFAULT_KINDS | {"critic": method.critic}
+def kinds_of(method: Method, critic: str | None = None) -> dict[str, str]:
+    """Return the kind (name in LEARNERS) of every learner to train for a method, by role.
+
+    Args:
+        critic: kind of the critic, by default the method's own.
+    """
+    kinds = DEFAULT_KINDS | {"critic": critic or method.critic}
     found: dict[str, str] = {}
     waiting = [*method.roles]
     while waiting:

@@ -43,6 +43,13 @@ def sample_actions(
     return best, fallbacks.reshape(n, batch).sum(0)
 
 
+def at_goal(learners: Learners, goal: Float[Array, "batch goal"]) -> Learners:
+    """Return the learners with the critic's goal fixed, one a row; unchanged without goals."""
+    if not goal.shape[-1] or "critic" not in learners:
+        return learners
+    return learners | {"critic": learners["critic"].at(goal)}
+
+
 def noise_size(method: Method, learners: Learners, spec: Spec) -> int:
     """Return how many draws of N(0, 1) one action chunk of a method takes."""
     steps = learners[method.roles[0]].config.denoise_steps
@@ -91,8 +98,10 @@ def _how(run: Path, record: dict, name: str) -> str:
 
 def _other_critic(run: Path, record: dict, seeds: list[int]) -> Learner:
     other = load_record(run)
-    same_env = not EnvName.parse(record["env"]).singletask or other["env"] == record["env"]
-    if other["spec"] != record["spec"] or not same_env:
+    # A run of the policy alone, or one for goals, takes any critic of its domain.
+    free = not EnvName.parse(record["env"]).singletask
+    sizes = [{**r["spec"], "goal": 0} for r in (record, other)]
+    if sizes[0] != sizes[1] or not (free or other["env"] == record["env"]):
         raise UserError(
             f"the critic of {run} is of {other['env']} with {other['spec']}, "
             f"the run of {record['env']} with {record['spec']}"
@@ -100,7 +109,11 @@ def _other_critic(run: Path, record: dict, seeds: list[int]) -> Learner:
     return load_learner(run, "critic", seeds=seeds)
 
 
-_sample = eqx.filter_jit(sample_actions)
+@eqx.filter_jit
+def _sample(
+    method: Method, learners: Learners, goal: Array, obs: Array, noise: Array, weight: Array
+) -> tuple[Array, Array]:
+    return sample_actions(method, at_goal(learners, goal), obs, noise, weight)
 
 
 class Policy:
@@ -129,7 +142,8 @@ class Policy:
         """
         self.run = Path(run)
         record = load_record(self.run)
-        self.spec = Spec(**record["spec"])
+        self.env = record["env"] if critic is None else load_record(Path(critic))["env"]
+        self.spec = Spec(**(record if critic is None else load_record(Path(critic)))["spec"])
         has_critic = critic is not None or "critic" in kinds_held(record)
         self.name = method or (record["method"] if has_critic else "bc")
         self._method = find_method(self.name)
@@ -148,6 +162,7 @@ class Policy:
         obs: Float[np.ndarray, "*batch obs"],
         *,
         key: PRNGKeyArray,
+        goal: Float[np.ndarray, "*goals goal"] | None = None,
         weight: float | Float[np.ndarray, "*batch"] | None = None,
         samples: int = 1,
     ) -> Float[np.ndarray, "*batch chunk action"]:
@@ -155,14 +170,17 @@ class Policy:
 
         Args:
             key: a JAX key; the same key gives the same actions.
+            goal: where the critic is to lead, one or one per row, if it was trained on goals:
+                as `env.reset` gives it in info["goal"]. It may be another at every call.
             weight: guidance weight (or what else the method is tuned by), one or one per row;
                 by default what `qgf eval` chose for this run. For a guided flow 0 is the
                 policy as it was cloned.
             samples: of so many samples the one with the highest Q is returned.
 
         Raises:
-            UserError: an observation of another size or not finite, a weight below 0, no
-                critic to guide or choose with, or no weight given nor chosen.
+            UserError: an observation or goal of another size or not finite, a goal missing or
+                not asked for, a weight below 0, no critic to guide or choose with, or no weight
+                given nor chosen.
         """
         obs = np.asarray(obs, np.float32)
         if obs.shape[-1:] != (self.spec.obs,) or not np.isfinite(obs).all():
@@ -175,12 +193,32 @@ class Policy:
         weights = self._weights(weight, obs.shape[:-1]).ravel()
         if "critic" not in self._learners and (weights.any() or samples > 1):
             raise UserError(f"{self.run} has no critic, so only weight 0 and one sample work")
+        goals = self._goals(goal, obs.shape[:-1], bool(weights.any()) or samples > 1)
         batch = obs.reshape(-1, self.spec.obs)
         size = noise_size(self._method, self._learners, self.spec)
         noise = jax.random.normal(key, (samples, len(batch), size))
-        actions, _ = _sample(self._method, self._learners, batch, noise, weights)
+        actions, _ = _sample(self._method, self._learners, goals, batch, noise, weights)
         shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
         return np.asarray(actions).reshape(shape)
+
+    def _goals(
+        self, goal: np.ndarray | None, batch: tuple[int, ...], used: bool
+    ) -> Float[np.ndarray, "row goal"]:
+        size = self.spec.goal
+        if goal is None:
+            if size and used:
+                raise UserError(f"{self.run} leads to goals; name one with goal=, {size} numbers")
+            return np.zeros((int(np.prod(batch)), size), np.float32)
+        if not size:
+            raise UserError(f"{self.run} is of {self.env}, which takes no goal")
+        goal = np.asarray(goal, np.float32)
+        if goal.shape not in ((size,), (*batch, size)) or not np.isfinite(goal).all():
+            raise UserError(
+                f"a goal of {self.env} must be {size} finite numbers, one or one for each "
+                f"observation, got shape {goal.shape}"
+                + ("" if np.isfinite(goal).all() else " with NaN or infinity")
+            )
+        return np.broadcast_to(goal, (*batch, size)).reshape(-1, size)
 
     def _weights(self, weight: float | np.ndarray | None, batch: tuple[int, ...]) -> np.ndarray:
         if weight is None:

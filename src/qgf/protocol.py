@@ -2,6 +2,7 @@
 
     OUT/runs/DOMAIN/policy                  one flow policy for all tasks of a domain
     OUT/runs/DOMAIN/taskN/critic            one IQL critic for all test-time methods of a task
+    OUT/runs/DOMAIN/goals/critic            one DQC critic for all of them and all goals
     OUT/runs/DOMAIN/taskN/METHOD            what a method trains beside them
     OUT/episodes/ENV/NAME/SPLIT W of N.json outcomes at weight W, the best of N samples
     OUT/opinions/ENV/NAME/W of N.json       what the critic thinks of such actions
@@ -29,11 +30,13 @@ from qgf._validation import validation_batch
 from qgf._workers import Workers
 from qgf.checkpoint import list_checkpoints, load_learner, load_record, of_seed
 from qgf.config import Config, Spec
+from qgf.data.dataset import Batch
+from qgf.data.goals import GoalBatch
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.evaluate import SPLITS, Arm, make_jobs, roll_out, table
+from qgf.evaluate import GOALS, SPLITS, Arm, make_jobs, roll_out, table
 from qgf.methods import METHODS, Learners, Method, find_method, kinds_of
-from qgf.policy import noise_size, sample_actions
+from qgf.policy import at_goal, noise_size, sample_actions
 from qgf.train import train
 
 BASE = ("policy", "critic")
@@ -50,7 +53,7 @@ class Plan:
         out: folder of all runs and results.
         data: folder of the data by data set name.
         seeds: training seeds.
-        counts: episodes of a setting, task and training seed by split.
+        counts: episodes of a setting, task (or goal) and training seed by split.
         workers, slots, seed: as in `qgf.evaluate.evaluate`.
     """
 
@@ -112,11 +115,11 @@ def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant])
             # One pool for all variants: making its environments takes longer than a variant.
             pool = pool or stack.enter_context(Workers(env, plan.slots, plan.workers))
             arms = {setting: Arm(method, *setting) for setting in missing}
-            jobs = make_jobs([*arms.values()], len(plan.seeds), {split: plan.counts[split]})
+            sizes = spec(plan, env)
+            count = plan.counts[split] * (GOALS if sizes.goal else 1)
+            jobs = make_jobs([*arms.values()], len(plan.seeds), {split: count})
             print(f"evaluating {name} on {env}, {split} episodes", flush=True)
-            outcomes = roll_out(
-                env, spec(plan, env), load(), jobs, plan.workers, plan.slots, plan.seed, pool
-            )
+            outcomes = roll_out(env, sizes, load(), jobs, plan.workers, plan.slots, plan.seed, pool)
             for setting, arm in arms.items():
                 path = _file(plan, name, env, split, setting)
                 write_json(path, table(outcomes, arm, split).tolist())
@@ -152,12 +155,12 @@ def opinions(
         method = find_method(name)
         base = {role: load_learner(run_folder(plan, role, env), role) for role in BASE}
         pair = (base, learners(plan, name, env))
-        obs = validation_batch(load_record(run_folder(plan, "policy", env)), STATES).obs
+        batch = validation_batch(load_record(run_folder(plan, "critic", env)), STATES)
         size, most = noise_size(method, pair[1], spec(plan, env)), max(n for _, n in missing)
-        noise = jax.random.normal(jax.random.key(0), (most, len(obs), size))
+        noise = jax.random.normal(jax.random.key(0), (most, len(batch.obs), size))
         for weight, samples in missing:
             each = [
-                _opinion(method, *of_seed(pair, i), obs, noise[:samples], jnp.asarray(weight))
+                _opinion(method, *of_seed(pair, i), batch, noise[:samples], jnp.asarray(weight))
                 for i in range(len(plan.seeds))
             ]
             write_json(folder / f"{_label((weight, samples))}.json", np.mean(each, axis=0).tolist())
@@ -166,8 +169,15 @@ def opinions(
 
 @eqx.filter_jit
 def _opinion(
-    method: Method, base: Learners, learners: Learners, obs: Array, noise: Array, weight: Array
+    method: Method,
+    base: Learners,
+    learners: Learners,
+    batch: Batch | GoalBatch,
+    noise: Array,
+    weight: Array,
 ) -> Float[Array, "2"]:
+    base, learners = (at_goal(each, batch.goal) for each in (base, learners))
+    obs = batch.obs
     actions, _ = sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))
     first = noise[:1, :, : actions.shape[1]]  # more noise is that of later steps
     plain, _ = sample_actions(METHODS["bc"], base, obs, first, jnp.zeros(len(obs)))
@@ -199,7 +209,8 @@ def run_folder(plan: Plan, what: str, env: str) -> Path:
     """Train one of the runs of a domain or task, if need be, and return its folder."""
     dataset = EnvName.parse(env).dataset
     folder = plan.out / "runs" / dataset.removesuffix("-v0")
-    task = f"task{EnvName.parse(env).task or 'default'}"
+    name = EnvName.parse(env)
+    task = "goals" if name.oraclerep else f"task{name.task or 'default'}"
     options: dict
     if what == "policy":
         env, path, options = dataset, folder / "policy", {"method": "bc"}
@@ -228,5 +239,6 @@ def train_to_end(plan: Plan, env: str, path: Path, config: Config, **options: ob
 
 
 def spec(plan: Plan, env: str) -> Spec:
-    """Return the sizes of a domain's observations and actions."""
-    return Spec(**load_record(run_folder(plan, "policy", env))["spec"])
+    """Return the sizes of observations and actions, and of goals where the task is one."""
+    what = "critic" if EnvName.parse(env).oraclerep else "policy"
+    return Spec(**load_record(run_folder(plan, what, env))["spec"])

@@ -26,7 +26,7 @@ from qgf.config import PRESETS
 from qgf.data.manifest import Manifest
 from qgf.errors import UserError
 from qgf.methods import METHODS, Learners
-from qgf.policy import load_learners, sample_actions
+from qgf.policy import at_goal, load_learners, sample_actions
 from qgf.video import film
 
 STATES = 1000
@@ -226,6 +226,7 @@ def _sample_q(
     @eqx.filter_jit
     @eqx.filter_vmap
     def q(learners: Learners) -> Float[Array, "actions state"]:
+        learners = at_goal(learners, batch.goal)
         sampled = [
             sample_actions(METHODS["qgf"], learners, batch.obs, noise, jnp.full(len(batch.obs), w))[
                 0

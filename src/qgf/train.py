@@ -34,10 +34,11 @@ from qgf.checkpoint import (
 )
 from qgf.config import Config, Spec
 from qgf.data.dataset import Chunks, Dataset, rotation
-from qgf.data.manifest import load_manifest
+from qgf.data.goals import GoalChunks, GoalDataset
+from qgf.data.manifest import Manifest, load_manifest
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.learners import LEARNERS, Learner
+from qgf.learners import CRITICS, GOAL_CRITICS, LEARNERS, Learner
 from qgf.methods import find_method, kinds_of
 
 Logger = Literal["none", "tensorboard", "wandb"]
@@ -66,6 +67,7 @@ def train(
     *,
     seeds: Sequence[int] = (0,),
     method: str = "qgf",
+    critic: str | None = None,
     policy: Path | None = None,
     base: Path | None = None,
     resume: bool = False,
@@ -74,10 +76,13 @@ def train(
     """Train all learners a method acts with, side by side; write the run to `out`.
 
     Args:
-        env: a single-task environment; or one without a task, to train the policy alone.
+        env: a single-task environment; one of goals (…-oraclerep-v0); or one without a task,
+            to train the policy alone or, with a critic of goals, for goals that are whole
+            observations.
         data: a folder of OGBench-layout shards.
         seeds: all are trained at once, in one compiled program.
         method: a name of METHODS; "qgf" is a flow policy (BC) and a critic (IQL).
+        critic: kind of the critic: "iql" for a task, "dqc" or "goal-iql" for goals.
         policy: a run whose policy is taken as it is.
         base: a run of which every learner the method needs is taken as it is.
         resume: continue the run in `out`; a larger config.steps prolongs it.
@@ -91,11 +96,12 @@ def train(
         if not 0 <= seed < 2**31:
             raise UserError(f"a training seed must lie in [0, 2^31), got {seed}")
     manifest = load_manifest(data)
-    dataset = Dataset(manifest, env, chunk=config.chunk, discount=config.discount)
+    kinds = _kinds(env, method, critic)
+    dataset = _dataset(manifest, env, config, kinds)
     validation = jax.device_put(dataset.validation())
-    spec = Spec(validation.obs.shape[1], validation.action.shape[1], config.chunk)
-    sources = _sources(env, method, policy, base)
-    record = _record(env, method, dataset, spec, config, seeds, sources)
+    spec = dataset.spec(validation)
+    sources = _sources(env, method, kinds, policy, base)
+    record = _record(env, method, kinds, dataset, spec, config, seeds, sources)
     start = _find_start(out, record, resume)
     step = 0 if start is None else int(start.name)
     rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
@@ -130,8 +136,8 @@ def train(
 def _loop(
     run: _Run,
     state: State,
-    validation: Chunks,
-    rotating: Iterator[Chunks],
+    validation: Chunks | GoalChunks,
+    rotating: Iterator[Chunks | GoalChunks],
     step: int,
     log: Callable,
 ) -> None:
@@ -211,16 +217,26 @@ def _diverged(run: _Run, what: str, step: int) -> None:
     )
 
 
-def _kinds(env: str, method: str) -> dict[str, str]:
+def _dataset(manifest: Manifest, env: str, config: Config, kinds: dict[str, str]) -> Dataset:
+    if kinds.get("critic") in GOAL_CRITICS:
+        return GoalDataset(manifest, env, config)
+    sizes = {"chunk": config.chunk, "discount": config.discount}
+    return Dataset(manifest, env, **sizes, sparse=config.sparse_rewards)
+
+
+def _kinds(env: str, method: str, critic: str | None) -> dict[str, str]:
     """Return the kind of every learner that the method needs, by role."""
-    kinds = kinds_of(find_method(method))
-    if EnvName.parse(env).singletask:
+    name = EnvName.parse(env)
+    critic = critic or ("dqc" if name.oraclerep else None)
+    _check_critic(env, critic)
+    kinds = kinds_of(find_method(method), critic)
+    if name.singletask:
         return kinds
-    # Without a task there is no critic, and nothing that learns from one.
+    # Without a task there is no critic but one of goals, and nothing that learns from a critic.
     free = {
         role: kind
         for role, kind in kinds.items()
-        if role != "critic" and "critic" not in LEARNERS[kind].needs
+        if (critic or role != "critic") and "critic" not in LEARNERS[kind].needs
     }
     if not {*find_method(method).roles} - {"critic"} <= free.keys():
         raise UserError(
@@ -230,9 +246,27 @@ def _kinds(env: str, method: str) -> dict[str, str]:
     return free
 
 
-def _sources(env: str, method: str, policy: Path | None, base: Path | None) -> dict[str, Path]:
+def _check_critic(env: str, critic: str | None) -> None:
+    if critic is None:
+        return
+    if critic not in CRITICS:
+        raise UserError(f"no critic {critic!r}; there are: {', '.join(CRITICS)}")
+    if EnvName.parse(env).singletask and critic in GOAL_CRITICS:
+        raise UserError(
+            f"{critic} learns to reach goals, but {env} is one task; use …-oraclerep-v0, or "
+            "--critic iql"
+        )
+    if not EnvName.parse(env).singletask and critic not in GOAL_CRITICS:
+        raise UserError(
+            f"{critic} learns one task, which {env} does not name; use …-singletask-taskN-v0, or "
+            f"--critic {GOAL_CRITICS[0]}"
+        )
+
+
+def _sources(
+    env: str, method: str, kinds: dict[str, str], policy: Path | None, base: Path | None
+) -> dict[str, Path]:
     """Return the run that each borrowed learner comes from, by role."""
-    kinds = _kinds(env, method)
     sources = {}
     if base is not None:
         theirs = kinds_held(load_record(base))
@@ -250,6 +284,7 @@ def _sources(env: str, method: str, policy: Path | None, base: Path | None) -> d
 def _record(
     env: str,
     method: str,
+    kinds: dict[str, str],
     dataset: Dataset,
     spec: Spec,
     config: Config,
@@ -257,7 +292,6 @@ def _record(
     sources: dict[str, Path],
 ) -> dict:
     """Return config.json: all that the run's numbers depend on."""
-    kinds = _kinds(env, method)
     packages = ("qgf", "jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco")
     return {
         "env": env,
@@ -313,7 +347,12 @@ def _differences(old: dict, new: dict) -> str:
         config = {k: v for k, v in record["config"].items() if k != "steps"}
         data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
         borrowed = {role: source["run"] for role, source in record["borrowed"].items()}
-        return config | data | borrowed | {k: record[k] for k in ("env", "method", "seeds")}
+        return (
+            config
+            | data
+            | borrowed
+            | {k: record[k] for k in ("env", "method", "seeds", "learners")}
+        )
 
     a, b = flat(old), flat(new)
     names = [name for name in {**a, **b} if a.get(name) != b.get(name)]

@@ -20,7 +20,7 @@ from qgf._workers import Reply, Workers
 from qgf.checkpoint import load_record
 from qgf.config import Spec
 from qgf.errors import UserError
-from qgf.evaluate import Arm, Job, _env_seed, actor, checked_weights
+from qgf.evaluate import Arm, Job, actor, checked_weights, start_of
 from qgf.policy import load_learners
 
 CAMERA = "front_pixels"
@@ -93,7 +93,8 @@ def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: in
     weight = np.array([[take.job.arm.weight for take in takes]], np.float32)
     obs = np.zeros((1, count, spec.obs), np.float32)
     turn = np.zeros((1, count), np.int32)
-    requests = {i: ("reset", _env_seed(seed, take.job.start)) for i, take in enumerate(takes)}
+    goal = np.zeros((1, count, spec.goal), np.float32)
+    requests = {i: ("reset", start_of(take.job, spec, seed)) for i, take in enumerate(takes)}
     workers = min(count, os.cpu_count() or 1)
     with (
         _headless(),
@@ -105,9 +106,11 @@ def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: in
             replies, pictures = _request(pool, requests)
             for i, reply in replies.items():
                 obs[0, i] = reply.obs
+                if spec.goal and reply.length == 0:
+                    goal[0, i] = reply.goal
                 takes[i].add(reply, pictures[i])
             bar.advance(task, len(pictures))
-            chunks = np.asarray(act(obs, weight, start, turn)[0])
+            chunks = np.asarray(act(obs, goal, weight, start, turn)[0])
             chunks = chunks.reshape(count, spec.chunk, spec.action)
             requests = {i: ("act", chunks[i]) for i, r in replies.items() if not r.done}
             turn += 1

@@ -12,9 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from ogbench.relabel_utils import relabel_dataset
 
+from qgf.config import Spec
 from qgf.data.manifest import Manifest, Shard
 from qgf.envs import EnvName, make_env
 from qgf.errors import UserError
+
+Part = dict[str, np.ndarray]  # what is read of one shard
 
 
 class Batch(NamedTuple):
@@ -31,6 +34,11 @@ class Batch(NamedTuple):
     mask: Float[Array, " batch"]
     next_obs: Float[Array, "batch obs"]
     return_to_go: Float[Array, " batch"] | None = None
+
+    @property
+    def goal(self) -> Float[Array, "batch 0"]:
+        """No goal: a task is part of the rewards."""
+        return jnp.zeros((len(self.obs), 0))
 
 
 class Chunks(eqx.Module):
@@ -113,8 +121,14 @@ class Dataset:
     Without a task, rewards are 0 and masks 1: enough for behaviour cloning.
     """
 
-    def __init__(self, manifest: Manifest, env: str, *, chunk: int, discount: float):
-        """Raise UserError when the data are of another environment than `env`."""
+    def __init__(
+        self, manifest: Manifest, env: str, *, chunk: int, discount: float, sparse: bool = False
+    ):
+        """Raise UserError when the data are of another environment than `env`.
+
+        Args:
+            sparse: a task's reward is -1 until it is solved, then 0.
+        """
         self.name = EnvName.parse(env)
         if manifest.name != self.name.dataset:
             raise UserError(
@@ -124,31 +138,31 @@ class Dataset:
         self.manifest = manifest
         self.chunk = chunk
         self.discount = discount
+        self._sparse = sparse
         self._env = make_env(env) if self.name.singletask else None
 
-    def chunks(self, shards: list[Shard]) -> Chunks:
+    def spec(self, chunks: Chunks) -> Spec:
+        """Return the sizes of chunks of this data."""
+        return Spec(chunks.obs.shape[1], chunks.action.shape[1], self.chunk)
+
+    def chunks(self, shards: list[Shard]) -> eqx.Module:
         """Read `shards` into one set of chunks (NumPy arrays; the device copy is the caller's).
 
         Raises:
             UserError: a shard is damaged, has NaN, an action outside [-1, 1], or no
                 trajectory as long as a chunk.
         """
-        parts = [self._read(shard) for shard in shards]
-        sizes = [len(part["observations"]) for part in parts]
-        offsets = [0, *itertools.accumulate(sizes)]
+        return self._join([self._read(shard) for shard in shards])
 
-        def join(name: str) -> np.ndarray:
-            return np.concatenate([part[name] for part in parts])
-
-        start = [p["start"] + o for p, o in zip(parts, offsets, strict=False)]
+    def _join(self, parts: list[Part]) -> eqx.Module:
         return Chunks(
-            obs=join("observations"),
-            action=join("actions"),
-            start=np.concatenate(start).astype(np.int32),
-            reward=join("reward"),
-            mask=join("mask"),
+            obs=joined(parts, "observations"),
+            action=joined(parts, "actions"),
+            start=joined_rows(parts, "start"),
+            reward=joined(parts, "reward"),
+            mask=joined(parts, "mask"),
             length=self.chunk,
-            return_to_go=join("return_to_go"),
+            return_to_go=joined(parts, "return_to_go"),
         )
 
     def groups(self, gigabytes: float) -> list[list[Shard]]:
@@ -163,7 +177,7 @@ class Dataset:
             groups[-1].append(shard)
         return groups
 
-    def validation(self) -> Chunks:
+    def validation(self) -> eqx.Module:
         """Return all chunks of the -val shards."""
         return self.chunks(self.manifest.split("val"))
 
@@ -171,11 +185,13 @@ class Dataset:
         part = _load(self.manifest.folder / shard.file)
         return 4 * (part["observations"].shape[1] + part["actions"].shape[1] + 4)
 
-    def _read(self, shard: Shard) -> dict[str, np.ndarray]:
+    def _read(self, shard: Shard) -> Part:
         path = self.manifest.folder / shard.file
         data = _load(path)
         _check(path, data)
-        start = _chunk_starts(path, data["terminals"], self.chunk)
+        return self._part(path, data, _chunk_starts(path, data["terminals"], self.chunk))
+
+    def _part(self, path: Path, data: Part, start: Int[np.ndarray, " chunk"]) -> Part:
         if self._env is not None:
             try:
                 relabel_dataset(self.name.env_id, self._env, data)
@@ -184,7 +200,8 @@ class Dataset:
                     f"{path} has no {absent}, from which rewards are computed; "
                     f"train without a task, --env {self.name.dataset}"
                 ) from None
-            rewards, masks = data["rewards"], data["masks"]
+            rewards = -1.0 * (data["rewards"] != 0) if self._sparse else data["rewards"]
+            masks = data["masks"]
             reward, mask = chunk_returns(rewards, masks, start, self.chunk, self.discount)
             every = returns_to_go(rewards, masks, data["terminals"], self.discount)
             ahead = every[start].astype(np.float32)
@@ -195,7 +212,19 @@ class Dataset:
         return {**arrays, "start": start, "reward": reward, "mask": mask, "return_to_go": ahead}
 
 
-def rotation(dataset: Dataset, gigabytes: float, every: int, step: int) -> Iterator[Chunks]:
+def joined(parts: list[Part], name: str) -> np.ndarray:
+    """Return the parts' arrays of that name, one after the other."""
+    return np.concatenate([part[name] for part in parts])
+
+
+def joined_rows(parts: list[Part], name: str) -> Int[np.ndarray, " chunk"]:
+    """Return the parts' row numbers of that name as numbers of the joined rows."""
+    offsets = [0, *itertools.accumulate(len(part["observations"]) for part in parts[:-1])]
+    moved = [part[name] + offset for part, offset in zip(parts, offsets, strict=True)]
+    return np.concatenate(moved).astype(np.int32)
+
+
+def rotation(dataset: Dataset, gigabytes: float, every: int, step: int) -> Iterator[eqx.Module]:
     """Yield the chunks to train on from `step`, once per `every` gradient steps.
 
     A set that fits is yielded again and again without being read again.

@@ -17,8 +17,10 @@ from qgf.learners.bootstrapped import Bootstrapped
 from qgf.learners.cfgrl import CFGRL
 from qgf.learners.dac import DAC
 from qgf.learners.distill import Distilled
+from qgf.learners.dqc import DQC
 from qgf.learners.edp import EDP
 from qgf.learners.fql import FQL
+from qgf.learners.goal_iql import GoalIQL
 from qgf.learners.iql import IQL
 from qgf.learners.monte_carlo import MonteCarlo
 from qgf.learners.qam import QAM
@@ -48,6 +50,8 @@ class Learner(Protocol):
 
 
 # A run's learners have roles; a role's learner is of the kind of the same name, but for these.
+GOAL_CRITICS = ("dqc", "goal-iql")
+CRITICS = ("iql", "monte-carlo", *GOAL_CRITICS)
 DEFAULT_KINDS = {"policy": "bc", "critic": "iql"}
 LEARNERS: dict[str, type[Learner]] = {
     "bc": BC,
@@ -62,4 +66,6 @@ LEARNERS: dict[str, type[Learner]] = {
     "dac": DAC,
     "qsm-bc": QSM,
     "monte-carlo": MonteCarlo,
+    "dqc": DQC,
+    "goal-iql": GoalIQL,
 }

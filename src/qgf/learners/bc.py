@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch
+from qgf.data.goals import GoalBatch
 from qgf.flow import FlowPolicy, flow_matching_loss
 
 
@@ -26,7 +27,7 @@ class BC(eqx.Module):
         return cls(policy, config)
 
     def loss(
-        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+        self, batch: Batch | GoalBatch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
         del others
         loss = flow_matching_loss(

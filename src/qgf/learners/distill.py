@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from qgf.config import Config, Spec
 from qgf.critic import Critic
 from qgf.data.dataset import Batch
+from qgf.data.goals import GoalBatch
 from qgf.flow import FlowPolicy, Velocity
 from qgf.guidance import q_gradient
 
@@ -38,7 +39,7 @@ class Distilled(eqx.Module):
         return cls(network, config)
 
     def loss(
-        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+        self, batch: Batch | GoalBatch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
         steps = self.config.denoise_steps
         noise_key, start_key = jax.random.split(key)

@@ -36,7 +36,7 @@ def study_plan(preset: str, out: Path, envs: tuple[str, ...]) -> Plan:
     data = {}
     for dataset in dict.fromkeys(EnvName.parse(env).dataset for env in envs):
         data[dataset] = out / "data" / dataset
-        collect(dataset, data[dataset], episodes, val_episodes, episodes, 2, 0, steps)
+        collect(dataset, data[dataset], episodes, val_episodes, 1000, 2, 0, steps)
     plan = Plan(out, data, config, tuple(range(seeds)), {"tune": tune, "test": test})
     check_facts(plan)
     return plan

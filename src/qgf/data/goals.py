@@ -1,0 +1,165 @@
+"""Goals for action chunks, drawn from the data themselves while training (relabeling)."""
+
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from ogbench.relabel_utils import add_oracle_reps
+
+from qgf.config import Config, Spec
+from qgf.data.dataset import Chunks, Dataset, Part, joined, joined_rows
+from qgf.data.manifest import Manifest
+from qgf.envs import make_env
+from qgf.errors import UserError
+
+FAR = 2**30
+"""distance to a goal that the chunk's own trajectory is not known to reach"""
+
+
+class GoalBatch(NamedTuple):
+    """A batch of chunks s_t, a_t … a_{t+h-1}, s_{t+h} and a goal for each.
+
+    distance counts the environment steps from s_t to the goal along its own trajectory, or is
+    FAR where the goal is a random state. long_action and long_next_obs are the critic's longer
+    chunk a_t … a_{t+h_c-1} and s_{t+h_c}; whole is 1 where that lies inside the trajectory. Where
+    it is 0, rows past the end are the last one again and must not count.
+    """
+
+    obs: Float[Array, "batch obs"]
+    action: Float[Array, "batch chunk*action"]
+    next_obs: Float[Array, "batch obs"]
+    goal: Float[Array, "batch goal"]
+    distance: Int[Array, " batch"]
+    long_action: Float[Array, "batch critic_chunk*action"]
+    long_next_obs: Float[Array, "batch obs"]
+    whole: Float[Array, " batch"]
+
+
+class GoalChunks(eqx.Module):
+    """Chunks of h steps, and what goals for them are drawn from.
+
+    A goal is the chunk's own first state with probability p_current, a later state of its
+    trajectory with p_trajectory, else any state of the data. Later ones are drawn uniformly, or
+    so many steps ahead with probability ~ discount^steps, cut at the trajectory's end.
+
+    `goal` holds what a goal shows of each row's state; `end` the row of the last observation
+    of each chunk's trajectory.
+    """
+
+    chunks: Chunks
+    goal: Float[Array | np.ndarray, "row goal"]
+    end: Int[Array | np.ndarray, " chunk"]
+    long: int = eqx.field(static=True)
+    discount: float = eqx.field(static=True)
+    p_current: float = eqx.field(static=True)
+    p_trajectory: float = eqx.field(static=True)
+    sampling: Literal["uniform", "geometric"] = eqx.field(static=True)
+
+    def take(self, index: Int[Array | np.ndarray, " batch"], key: PRNGKeyArray) -> GoalBatch:
+        """Return the chunks at `index` (positions in `chunks.start`), with goals drawn by `key`."""
+        batch = self.chunks.take(index)
+        row, end = self.chunks.start[index], self.end[index]
+        long_row = jnp.minimum(row[:, None] + jnp.arange(self.long + 1), end[:, None])
+        long_action = self.chunks.action[long_row[:, :-1]]
+        goal_row, distance = self._draw(row, end, key)
+        return GoalBatch(
+            obs=batch.obs,
+            action=batch.action,
+            next_obs=batch.next_obs,
+            goal=self.goal[goal_row],
+            distance=distance,
+            long_action=long_action.reshape(len(row), -1),
+            long_next_obs=self.chunks.obs[long_row[:, -1]],
+            whole=jnp.asarray(row + self.long <= end, jnp.float32),
+        )
+
+    def sample(self, key: PRNGKeyArray, batch_size: int) -> GoalBatch:
+        """Return `batch_size` chunks drawn uniformly, the same that Chunks.sample draws."""
+        index = jax.random.randint(key, (batch_size,), 0, len(self.chunks.start))
+        # Another number than 0 and 1: those keys randint itself has derived.
+        return self.take(index, jax.random.fold_in(key, 2))
+
+    def _draw(self, row: Array, end: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Return every goal's row, and its distance."""
+        kind_key, ahead_key, random_key = jax.random.split(key, 3)
+        kind = jax.random.uniform(kind_key, row.shape)
+        ahead = jnp.where(kind < self.p_current, 0, self._ahead(end - row, ahead_key))
+        anywhere = jax.random.randint(random_key, row.shape, 0, len(self.goal))
+        is_random = kind >= self.p_current + self.p_trajectory
+        return jnp.where(is_random, anywhere, row + ahead), jnp.where(is_random, FAR, ahead)
+
+    def _ahead(self, left: Array, key: PRNGKeyArray) -> Array:
+        """Return steps to a later state, of the `left` that are left of the trajectory."""
+        if self.sampling == "uniform":
+            return jax.random.randint(key, left.shape, 1, left + 1)
+        # An exponential variable of rate -log γ, rounded up, is geometric.
+        rate = max(-math.log(self.discount), 1e-9)
+        steps = jnp.ceil(jax.random.exponential(key, left.shape) / rate)
+        return jnp.clip(steps, 1, left).astype(jnp.int32)
+
+
+class GoalDataset(Dataset):
+    """A folder of shards seen as chunks with goals."""
+
+    def __init__(self, manifest: Manifest, env: str, config: Config):
+        """Take goals in OGBench's oracle representation if `env` says so, else observations.
+
+        Raises:
+            UserError: the data are of another environment, or the critic's chunk is shorter
+                than the policy's.
+        """
+        if config.critic_chunk < config.chunk:
+            raise UserError(
+                f"critic_chunk ({config.critic_chunk}) must be at least chunk ({config.chunk})"
+            )
+        super().__init__(manifest, env, chunk=config.chunk, discount=config.discount)
+        self._config = config
+        self._oracle = make_env(env) if self.name.oraclerep else None
+
+    def spec(self, chunks: GoalChunks) -> Spec:
+        """Return the sizes of chunks of this data."""
+        return super().spec(chunks.chunks)._replace(goal=chunks.goal.shape[1])
+
+    def _part(self, path: Path, data: Part, start: Int[np.ndarray, " chunk"]) -> Part:
+        part = super()._part(path, data, start)
+        goal = part["observations"]
+        if self._oracle is not None:
+            try:
+                add_oracle_reps(self.name.env_id, self._oracle, data)
+            except KeyError as absent:
+                raise UserError(
+                    f"{path} has no {absent}, from which goals are computed; train with "
+                    f"--env {self.name.dataset} --critic dqc, whose goals are observations"
+                ) from None
+            goal = data["oracle_reps"]
+        return part | {"goal": goal, "end": trajectory_ends(data["terminals"], start)}
+
+    def _join(self, parts: list[Part]) -> GoalChunks:
+        config = self._config
+        return GoalChunks(
+            super()._join(parts),
+            joined(parts, "goal"),
+            joined_rows(parts, "end"),
+            long=config.critic_chunk,
+            discount=config.discount,
+            p_current=config.goal_current,
+            p_trajectory=config.goal_trajectory,
+            sampling=config.goal_sampling,
+        )
+
+
+def trajectory_ends(
+    terminals: Shaped[np.ndarray, " row"], start: Int[np.ndarray, " chunk"]
+) -> Int[np.ndarray, " chunk"]:
+    """Return, for each chunk's first row, the terminal row that ends its trajectory.
+
+    Args:
+        terminals: not 0 at the last row of every trajectory, the last row's included.
+    """
+    ends = np.flatnonzero(terminals)
+    return ends[np.searchsorted(ends, start)].astype(np.int32)

@@ -1,0 +1,118 @@
+"""Decoupled Q-chunking (arXiv 2512.10926): a critic of goals that backs up over long chunks."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qgf.config import Config, Spec
+from qgf.critic import AtGoal, Ensemble, Value, aggregate
+from qgf.data.goals import GoalBatch
+from qgf.errors import UserError
+
+
+class DQC(eqx.Module):
+    """How likely, and how soon, a goal is reached: γ^(steps to it), in logits under a sigmoid.
+
+    The chunk critic values h_c actions at once, so it looks h_c steps ahead without the bias of
+    an n-step return. The action critic values the policy's h actions: an expectile over how
+    the data went on after them. V is a quantile (or expectile) over the data's actions, and
+    closes the loop h_c steps later. No gradient crosses from one to another.
+
+    Without a chunk critic (config.chunk_critic) the action critic takes the n-step return of h_c
+    steps itself; with critic_chunk = chunk this is plain Q-chunking.
+    """
+
+    chunk_q: Ensemble | None
+    q: Ensemble
+    target_q: Ensemble
+    v: Value
+    config: Config = eqx.field(static=True)
+    targets: ClassVar[dict[str, str]] = {"target_q": "q"}
+    needs: ClassVar[tuple[str, ...]] = ()
+    goal_conditioned: ClassVar[bool] = True
+
+    @classmethod
+    def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "DQC":
+        """Raise UserError when the critic's chunk is shorter than the policy's."""
+        if config.critic_chunk < spec.chunk:
+            raise UserError(
+                f"critic_chunk ({config.critic_chunk}) must be at least chunk ({spec.chunk})"
+            )
+        chunk_key, q_key, v_key = jax.random.split(key, 3)
+        size = {"width": config.width, "depth": config.depth}
+        inputs, members = spec.obs + spec.goal, config.ensemble
+        chunk_q = None
+        if config.chunk_critic:
+            long_action = config.critic_chunk * spec.action
+            chunk_q = Ensemble(inputs, long_action, members=members, key=chunk_key, **size)
+        q = Ensemble(inputs, spec.chunk_action, members=members, key=q_key, **size)
+        return cls(chunk_q, q, q, Value(inputs, key=v_key, **size), config)
+
+    def loss(
+        self, batch: GoalBatch, key: PRNGKeyArray, others: dict[str, Any]
+    ) -> tuple[Float[Array, ""], dict]:
+        """Return the sum of the losses, to which rows count whose long chunk is whole."""
+        del key, others
+        config = self.config
+        state = jnp.concatenate([batch.obs, batch.goal], -1)
+        losses, values = {}, {}
+        target = backup = self._backup(batch)
+        if self.chunk_q is not None:
+            values["chunk_q"] = chunk_q = self.chunk_q(state, batch.long_action)
+            losses["chunk_loss"] = optax.sigmoid_binary_cross_entropy(chunk_q, backup)
+            target = jax.nn.sigmoid(aggregate(jax.lax.stop_gradient(chunk_q), config.aggregation))
+
+        values["q"] = q = self.q(state, batch.action)
+        losses["critic_loss"] = expectile_cross_entropy(q, target, config.distill_expectile)
+
+        target_q = jax.lax.stop_gradient(self.target_q(state, batch.action))
+        target_q = aggregate(target_q, config.aggregation)
+        values["v"] = v = self.v(state)
+        if config.backup == "quantile":
+            losses["value_loss"] = quantile_loss(target_q - v, config.backup_level)
+        else:
+            target_q = jax.nn.sigmoid(target_q)
+            losses["value_loss"] = expectile_cross_entropy(v, target_q, config.backup_level)
+
+        losses = {name: (batch.whole * loss).mean() for name, loss in losses.items()}
+        metrics = losses | {name: jax.nn.sigmoid(x).mean() for name, x in values.items()}
+        return sum(losses.values()), metrics
+
+    def at(self, goal: Float[Array, "row goal"]) -> AtGoal:
+        """Return the critic of these goals, one a row, for samplers.
+
+        Its values are logits of Q: they order actions as Q does, but their gradient does not
+        vanish where Q is close to 0, far from the goal.
+        """
+        return AtGoal(self.target_q, goal, self.config.aggregation)
+
+    def _backup(self, batch: GoalBatch) -> Float[Array, " batch"]:
+        """Return γ^distance where h_c steps reach the goal, else γ^h_c V(s_{t+h_c}, goal).
+
+        A goal reached by the very last step needs no value: V of the goal itself is 1.
+        """
+        horizon = self.config.critic_chunk
+        state = jnp.concatenate([batch.long_next_obs, batch.goal], -1)
+        next_v = jax.nn.sigmoid(jax.lax.stop_gradient(self.v(state)))
+        steps = jnp.minimum(batch.distance, horizon)
+        return self.config.discount**steps * jnp.where(batch.distance <= horizon, 1, next_v)
+
+
+def expectile_cross_entropy(
+    logit: Float[Array, "*member batch"], target: Float[Array, " batch"], expectile: float
+) -> Float[Array, "*member batch"]:
+    """Return cross-entropy to targets in [0, 1] whose minimizer is sigmoid⁻¹ of their expectile.
+
+    The weight is τ where the target is not below the prediction, else 1 − τ.
+    """
+    weight = jnp.where(target >= jax.nn.sigmoid(logit), expectile, 1 - expectile)
+    return weight * optax.sigmoid_binary_cross_entropy(logit, target)
+
+
+def quantile_loss(difference: Float[Array, " batch"], level: float) -> Float[Array, " batch"]:
+    """Return |τ − 1(d < 0)| |d|, whose minimizer over V with d = Q − V is the τ-quantile."""
+    return jnp.where(difference >= 0, level, 1 - level) * jnp.abs(difference)
