@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup clean
+.PHONY: demo test studies setup clean
 
 demo: $(READY)
 	$(VENV)/bin/qgf demo
@@ -12,6 +12,9 @@ test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest -m "" -n 2 --dist loadfile $(ARGS)
+
+studies: $(READY)
+	$(VENV)/bin/qgf study all --preset smoke --out studies
 
 setup: $(READY)
 
@@ -25,4 +28,4 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo studies

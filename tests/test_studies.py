@@ -6,11 +6,8 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.figure import Figure
 
-from qgf.checkpoint import list_checkpoints
 from qgf.errors import UserError
-from qgf.protocol import run_folder
 from qgf.studies import STUDIES, run_study
-from qgf.studies._runs import SMOKE, study_plan
 
 
 @pytest.fixture
@@ -47,15 +44,3 @@ def test_unknown_names(double, name, preset, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run_study.__wrapped__(name, preset, tmp_path / "out")  # annotations would refuse it
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_sensitivity_on_a_run_of_its_own(tmp_path):
-    paragraph = run_study("sensitivity", "smoke", tmp_path)
-    data = json.loads((tmp_path / "sensitivity.json").read_text())
-    assert data["states"] == 16 and f"{data['states']} states" in paragraph
-    assert all(
-        -1 <= value <= 1 for rows in data["cosines"].values() for row in rows for value in row
-    )
-    plan = study_plan("smoke", tmp_path, (data["env"],))
-    assert max(list_checkpoints(run_folder(plan, "critic", data["env"]))) == SMOKE.steps
