@@ -96,6 +96,7 @@ def test_words_follow_the_data():
     assert "That is not what the paper says of gains." in opposite
     assert "qam does not overfit (+0% and +0%)" in opposite
     assert "QAM does not collapse" in opposite and "not seen here" in opposite
+    assert "qgf is nowhere better than at the smallest size, with 50% (45 to 55)" in opposite
     both = scaling.say(data((0.0, 0.6, 0.8), (0.2, 0.5, 0.8)))
     assert "not what the paper says of gains" in both
     assert "0% (-5 to 5) at the smallest size to 80% (75 to 85) at its best, 0.32M (int" in both

@@ -188,6 +188,8 @@ def _gains(rows: list[dict], name: str) -> bool:
 def _gain(rows: list[dict], name: str) -> str:
     size = million(_ends(rows, name)[1]["actor_parameters"])
     first, top = (row["test"][name] for row in _ends(rows, name))
+    if top["success"] == first["success"]:
+        return f"{name} is nowhere better than at the smallest size, with {rate(first)}."
     times = f"{top['success'] / first['success']:.1f} times, " if first["success"] else ""
     apart = "apart" if _gains(rows, name) else "overlapping, so that it may be chance"
     return (
