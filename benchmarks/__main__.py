@@ -15,10 +15,10 @@ from typing import Literal, get_args
 import jax
 import tyro
 
-from benchmarks import collecting, evaluating, latency, training
+from benchmarks import collecting, dqc, evaluating, latency, training
 from qgf._files import read_json, write_json
 
-Part = Literal["training", "latency", "collecting", "evaluating"]
+Part = Literal["training", "latency", "collecting", "evaluating", "dqc"]
 
 
 def main(
@@ -43,6 +43,7 @@ def main(
         "latency": lambda: latency.measure(peer, seconds),
         "collecting": collecting.measure,
         "evaluating": lambda: {"5 weights x 20 episodes": evaluating.measure(peer)},
+        "dqc": lambda: dqc.measure(seconds),
     }
     result = read_json(json) if json is not None and json.exists() else {}
     for part in parts:
