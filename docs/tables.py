@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qgf.leaderboard import markdown, sections
 from qgf.methods import GUIDANCE, METHODS
+from qgf.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("training", "latency", "collecting", "evaluating")
@@ -189,6 +190,12 @@ def ablations() -> str:
     return f"By mean success: {order}."
 
 
+def study(name: str) -> str:
+    """A study's figure, and the paragraph it computes from its data."""
+    data = json.loads((ROOT / f"results/studies/{name}.json").read_text())["data"]
+    return f"![{name}](figures/{name}.png)\n\n{STUDIES[name].say(data)}"
+
+
 TABLES = {
     "leaderboard": partial(leaderboard, "leaderboard"),
     "overall": overall,
@@ -203,13 +210,14 @@ TABLES = {
     "quality": quality,
     "sweep": sweep,
     **{part: partial(speed, part) for part in PARTS},
+    **{f"study-{name}": partial(study, name) for name in STUDIES},
 }
 
 
 def filled(text: str) -> str:
     """Return a page's text with every table made anew."""
     return re.sub(
-        r"(<!-- table (\w+) -->\n).*?(<!-- end -->)",
+        r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)",
         lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}",
         text,
         flags=re.DOTALL,

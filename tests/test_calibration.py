@@ -1,5 +1,8 @@
 """The unitless guidance weight, against closed forms; and the study of one default for all."""
 
+import json
+import shutil
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,9 +10,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from qgf.calibration import flow_sizes, guidance_scale
-from qgf.checkpoint import of_seed
+import qgf
+from qgf._validation import validation_batch
+from qgf.calibration import AUTO, auto_weight, flow_sizes, guidance_scale
+from qgf.checkpoint import load_learner, load_record, of_seed
 from qgf.config import Config
+from qgf.errors import UserError
 from qgf.guidance import guided_sample
 from qgf.policy import sample_actions
 from qgf.statistics import paired_difference
@@ -195,3 +201,28 @@ def test_average_must_be_known_well_enough():
 
 def test_figure():
     assert isinstance(calibration.draw(study((9, 10), (10, 10), (3, 4))), Figure)
+
+
+def test_weight_of_a_run_follows_its_scale(run, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    record = load_record(copied)
+    batch = validation_batch(record, 512)
+    scales = []
+    for seed in record["seeds"]:
+        policy, critic = (load_learner(run, role, seeds=[seed]) for role in ("policy", "critic"))
+        policy, critic = of_seed((policy, critic), 0)
+        scale = guidance_scale(policy.velocity, critic.critic, batch.obs, batch.action, 10)
+        scales.append(float(scale))
+    weight = auto_weight(copied)
+    assert weight == pytest.approx(AUTO * np.mean(scales), rel=1e-5)
+    # It is kept, and does without the data from then on.
+    record["data"]["folder"] = str(tmp_path / "gone")
+    (copied / "config.json").write_text(json.dumps(record))
+    assert auto_weight(copied) == weight
+    policy, obs = qgf.load(copied), np.zeros((3, 28), np.float32)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(policy.act(obs, key=key), policy.act(obs, key=key, weight=weight))
+    (copied / "guidance.json").unlink()
+    with pytest.raises(UserError, match="gone is gone; name a weight"):
+        auto_weight(copied)

@@ -94,7 +94,6 @@ def test_seeds_and_checkpoints_differ(run, policy, obs):
         ({"weight": np.array([0.1, -0.1, 0.0])}, "at least 0"),
         ({"weight": np.zeros(2)}, r"weight has shape \(2,\) for observations of \(3,\)"),
         ({"samples": 0}, "samples must be at least 1"),
-        ({"weight": None}, "no chosen weight yet; give one or run `qgf eval"),
     ],
 )
 def test_unfit_arguments(change, message, policy, obs):
@@ -118,6 +117,11 @@ def test_weight_chosen_by_eval_is_the_default(run, obs, tmp_path):
     default = policy.act(obs, key=KEY)
     assert default.tobytes() == policy.act(obs, key=KEY, weight=0.7).tobytes()
     assert default.tobytes() != policy.act(obs, key=KEY, weight=0.0).tobytes()
+
+
+def test_step_size_has_no_default_but_the_chosen(run, obs):
+    with pytest.raises(qgf.UserError, match="no chosen weight yet; give one or run `qgf eval"):
+        qgf.load(run, method="gradstep").act(obs, key=KEY)
 
 
 def test_policy_without_critic(policy_run, data, obs, tmp_path):

@@ -5,14 +5,25 @@ scale Q. u = w · rms(g) / rms(v) does not depend on that: at u = 1 an Euler ste
 far as it flows. (Not in the paper, arXiv 2606.11087, which searches w anew for every domain.)
 """
 
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qgf._files import read_json, write_json
+from qgf._validation import validation_batch
+from qgf.checkpoint import load_learner, load_record, of_seed
 from qgf.critic import Critic
+from qgf.errors import UserError
 from qgf.flow import Velocity
 from qgf.guidance import qgf
+from qgf.methods import at_goal
+
+AUTO = 0.4
+"""u that served the tasks it was not chosen on (see `qgf study calibration`)"""
+STATES = 512  # of the validation data, at which a run's scale is measured
 
 
 @eqx.filter_jit
@@ -62,3 +73,30 @@ def guidance_scale(
     """
     v, g = flow_sizes(velocity, critic, obs, action, steps)
     return v / g
+
+
+def auto_weight(run: Path) -> float:
+    """Return a weight for a run's policy and critic that needs no search: AUTO times its scale.
+
+    The scale is measured once, on the run's validation data (mean over training seeds), and kept
+    in RUN/guidance.json.
+
+    Raises:
+        UserError: it was not measured before, and the data are gone or have changed.
+    """
+    path = Path(run) / "guidance.json"
+    if not path.exists():
+        record = load_record(run)
+        try:
+            batch = validation_batch(record, STATES)
+        except UserError as error:
+            raise UserError(f"{error}; name a weight") from None
+        every = {role: load_learner(run, role) for role in ("policy", "critic")}
+        scales = []
+        for i in range(len(record["seeds"])):
+            learners = at_goal(of_seed(every, i), batch.goal)
+            velocity, critic = learners["policy"].velocity, learners["critic"].critic
+            steps = learners["policy"].config.denoise_steps
+            scales.append(guidance_scale(velocity, critic, batch.obs, batch.action, steps).item())
+        write_json(path, {"scale": sum(scales) / len(scales), "scales": scales})
+    return AUTO * read_json(path)["scale"]

@@ -134,7 +134,8 @@ class Eval:
     critic: Path | None = None
     """another run whose critic guides, in place of the run's own"""
     weights: tuple[float, ...] | None = None
-    """guidance weights (or step sizes), by default each method's own; 0 is always among them"""
+    """guidance weights (or step sizes); by default, for guided flows, one that fits the run's own
+    scale (see `qgf study calibration`), for others each method's own; 0 is always among them"""
     best_of: tuple[int, ...] = ()
     """numbers N of samples of best-of-N methods, bfn if none is named"""
     episodes: int = 50

@@ -22,12 +22,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from qgf._files import write_json
 from qgf._progress import progress
 from qgf._workers import Reply, Workers
+from qgf.calibration import auto_weight
 from qgf.checkpoint import find_checkpoint, load_record
 from qgf.config import Spec
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.methods import Learners, Method, canonical, find_method, settings
-from qgf.policy import at_goal, load_learners, noise_size, sample_actions
+from qgf.methods import GUIDANCE, Learners, Method, at_goal, canonical, find_method, settings
+from qgf.policy import load_learners, noise_size, sample_actions
 from qgf.statistics import paired_difference, wilson_interval
 
 SPLITS = ("tune", "test")
@@ -94,8 +95,9 @@ def evaluate(
     """Evaluate methods on a run and return (and write to RUN/eval.json) the result.
 
     Args:
-        weights: for every method that has one; by default each method's own. 0, the policy
-            as it was cloned, is always among them.
+        weights: for every method that has one; by default `qgf.calibration.auto_weight` for
+            guided flows, and each other method's own. 0, the policy as it was cloned, is
+            always among them.
         methods: names of METHODS.
         critic: another run, whose critic takes the place of this run's own.
         episodes: test episodes for every setting and training seed, and every goal if the
@@ -116,7 +118,8 @@ def evaluate(
         raise UserError("episodes, workers, slots and best-of must be at least 1")
     if not 0 <= seed < 2**31:
         raise UserError(f"the evaluation's seed must lie in [0, 2^31), got {seed}")
-    arms = _arms(methods, weights, best_of)
+    weights = None if weights is None else checked_weights(weights)
+    named = _named(methods, best_of)
     record = load_record(run)
     judge = record if critic is None else load_record(critic)
     env, spec = judge["env"], Spec(**judge["spec"])
@@ -128,7 +131,8 @@ def evaluate(
     step = int(find_checkpoint(run, checkpoint).name)
     goals = GOALS if spec.goal else 1
     counts = {"tune": tune_episodes * goals, "test": episodes * goals}
-    learners = load_learners(run, [*arms], which=str(step), critic=critic)
+    learners = load_learners(run, [*named], which=str(step), critic=critic)
+    arms = _arms(named, weights, best_of, partial(auto_weight, critic or run))
     every = list(dict.fromkeys(arm for group in arms.values() for arm in group))
     jobs = make_jobs(every, len(record["seeds"]), counts)
     outcomes = roll_out(env, spec, learners, jobs, workers, slots, seed)
@@ -146,18 +150,28 @@ def evaluate(
     return result
 
 
-def _arms(
-    names: Sequence[str], weights: Sequence[float] | None, best_of: Sequence[int]
-) -> dict[str, list[Arm]]:
-    """Return every method's arms, the unguided policy's first."""
-    if weights is not None:
-        weights = checked_weights(weights)
+def _named(names: Sequence[str], best_of: Sequence[int]) -> dict[str, Method]:
     methods = {canonical(name): find_method(name) for name in names}
     if best_of and not any(method.samples != (1,) for method in methods.values()):
         methods["bfn"] = find_method("bfn")
+    return methods
+
+
+def _arms(
+    methods: dict[str, Method],
+    weights: Sequence[float] | None,
+    best_of: Sequence[int],
+    auto: Callable[[], float],
+) -> dict[str, list[Arm]]:
+    """Return every method's arms, the unguided policy's first.
+
+    Args:
+        auto: gives the weight of guided flows where none are given.
+    """
     arms = {"bc": [Arm()]} if any("policy" in m.roles for m in methods.values()) else {}
     for name, method in methods.items():
-        arms[name] = [Arm(name, *setting) for setting in settings(name, weights, best_of)]
+        mine = [auto()] if weights is None and method.weights == GUIDANCE else weights
+        arms[name] = [Arm(name, *setting) for setting in settings(name, mine, best_of)]
         if method.weights and "policy" in method.roles:
             # Unguided it is the policy as it was cloned, whose episodes serve all methods.
             arms[name] = [

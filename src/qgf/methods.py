@@ -106,6 +106,13 @@ def kinds_of(method: Method, critic: str | None = None) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: list(LEARNERS).index(item[1])))
 
 
+def at_goal(learners: Learners, goal: Float[Array, "batch goal"]) -> Learners:
+    """Return the learners with the critic's goal fixed, one a row; unchanged without goals."""
+    if not goal.shape[-1] or "critic" not in learners:
+        return learners
+    return learners | {"critic": learners["critic"].at(goal)}
+
+
 def unguided(role: str) -> Act:
     """Return how the flow of a role (anything with `velocity`) acts on its own."""
 

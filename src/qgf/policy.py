@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qgf._files import read_json
+from qgf.calibration import auto_weight
 from qgf.checkpoint import kinds_held, load_learner, load_record, of_seed
 from qgf.config import Spec
 from qgf.envs import EnvName
 from qgf.errors import UserError
 from qgf.learners import Learner
-from qgf.methods import Learners, Method, find_method
+from qgf.methods import GUIDANCE, Learners, Method, at_goal, find_method
 from qgf.search import highest_q
 
 
@@ -41,13 +42,6 @@ def sample_actions(
     )
     best = highest_q(learners["critic"].critic, obs, actions.reshape(n, batch, -1))
     return best, fallbacks.reshape(n, batch).sum(0)
-
-
-def at_goal(learners: Learners, goal: Float[Array, "batch goal"]) -> Learners:
-    """Return the learners with the critic's goal fixed, one a row; unchanged without goals."""
-    if not goal.shape[-1] or "critic" not in learners:
-        return learners
-    return learners | {"critic": learners["critic"].at(goal)}
 
 
 def noise_size(method: Method, learners: Learners, spec: Spec) -> int:
@@ -142,8 +136,9 @@ class Policy:
         """
         self.run = Path(run)
         record = load_record(self.run)
-        self.env = record["env"] if critic is None else load_record(Path(critic))["env"]
-        self.spec = Spec(**(record if critic is None else load_record(Path(critic)))["spec"])
+        self._judge = self.run if critic is None else Path(critic)  # whose critic guides
+        self.env = load_record(self._judge)["env"]
+        self.spec = Spec(**load_record(self._judge)["spec"])
         has_critic = critic is not None or "critic" in kinds_held(record)
         self.name = method or (record["method"] if has_critic else "bc")
         self._method = find_method(self.name)
@@ -173,8 +168,9 @@ class Policy:
             goal: where the critic is to lead, one or one per row, if it was trained on goals:
                 as `env.reset` gives it in info["goal"]. It may be another at every call.
             weight: guidance weight (or what else the method is tuned by), one or one per row;
-                by default what `qgf eval` chose for this run. For a guided flow 0 is the
-                policy as it was cloned.
+                by default what `qgf eval` chose for this run, else for a guided flow
+                `qgf.calibration.auto_weight`. For a guided flow 0 is the policy as it was
+                cloned.
             samples: of so many samples the one with the highest Q is returned.
 
         Raises:
@@ -236,6 +232,8 @@ class Policy:
     def _chosen(self) -> float:
         path = self.run / "eval.json"
         chosen = read_json(path)["methods"].get(self.name) if path.exists() else None
+        if chosen is None and self._method.weights == GUIDANCE:
+            return auto_weight(self._judge)
         if chosen is None:
             raise UserError(
                 f"{self.run} has no chosen weight yet; give one or run "

@@ -35,8 +35,8 @@ from qgf.data.goals import GoalBatch
 from qgf.envs import EnvName
 from qgf.errors import UserError
 from qgf.evaluate import GOALS, SPLITS, Arm, make_jobs, roll_out, table
-from qgf.methods import METHODS, Learners, Method, find_method, kinds_of
-from qgf.policy import at_goal, noise_size, sample_actions
+from qgf.methods import METHODS, Learners, Method, at_goal, find_method, kinds_of
+from qgf.policy import noise_size, sample_actions
 from qgf.train import train
 
 BASE = ("policy", "critic")

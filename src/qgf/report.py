@@ -25,8 +25,8 @@ from qgf.checkpoint import load_record
 from qgf.config import PRESETS
 from qgf.data.manifest import Manifest
 from qgf.errors import UserError
-from qgf.methods import METHODS, Learners
-from qgf.policy import at_goal, load_learners, sample_actions
+from qgf.methods import METHODS, Learners, at_goal
+from qgf.policy import load_learners, sample_actions
 from qgf.video import film
 
 STATES = 1000
