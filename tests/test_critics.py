@@ -165,6 +165,7 @@ def data():
 
 def test_words_follow_the_data(data):
     said = critics.say(data)
+    assert "mean return is -60.0, that of never solving -100:" in said
     assert "gains +20 points" in said and "as the paper says" in said
     assert "chunks better do succeed more (rank correlation 1.00 over 4" in said
     assert "interval: IQL 0.7, bootstrapped." in said
