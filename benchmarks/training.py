@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qgf._update import create_state, train_steps
+from qgf._update import Fixed, create_state, train_steps
 from qgf.config import PRESETS, Config, Spec
 from qgf.data.dataset import Chunks
 
@@ -70,7 +70,7 @@ def _ours(config: Config, steps: int):
 
     def advance() -> None:
         nonlocal state, taken
-        state, metrics = train_steps((data, seeds, config), state, jnp.asarray(taken), steps)
+        state, metrics = train_steps(Fixed(data, seeds, config), state, jnp.asarray(taken), steps)
         jax.block_until_ready(metrics)
         taken += steps
 

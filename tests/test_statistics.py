@@ -16,6 +16,11 @@ from qgf.statistics import (
 )
 
 
+def test_wilson_interval_holds_the_rate():
+    for n in range(1, 200):
+        assert wilson_interval(n, n)[1] == 1 and wilson_interval(0, n)[0] == 0
+
+
 @pytest.mark.parametrize(
     "successes, episodes, expected",
     [

@@ -21,7 +21,7 @@ from qgf.flow import Velocity
 from qgf.guidance import qgf
 from qgf.methods import at_goal
 
-AUTO = 0.4
+AUTO = 0.2
 """u that served the tasks it was not chosen on (see `qgf study calibration`)"""
 STATES = 512  # of the validation data, at which a run's scale is measured
 

@@ -17,7 +17,8 @@ def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[floa
     centre = p + z * z / (2 * episodes)
     spread = z * math.sqrt(p * (1 - p) / episodes + z * z / (4 * episodes**2))
     scale = 1 + z * z / episodes
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low, high = max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return min(low, p), max(high, p)  # which rounding may leave out where p is 0 or 1
 
 
 def paired_difference(

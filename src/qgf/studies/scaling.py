@@ -21,7 +21,7 @@ from qgf.studies._scale import best, rate, sweep
 from qgf.studies.sensitivity import STYLES
 
 ENV = CUBE.format(2)
-WIDTHS = {"smoke": (32,), "laptop": (64, 128, 256, 512), "paper": (512, 1024, 2048)}
+WIDTHS = {"smoke": (32,), "laptop": (64, 128, 256), "paper": (512, 1024, 2048)}
 WEIGHTS = {
     "smoke": (0.1,),
     "laptop": (0.03, 0.1, 0.3),
