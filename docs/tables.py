@@ -8,6 +8,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+from qgf.config import PRESETS
 from qgf.leaderboard import markdown, sections
 from qgf.methods import GUIDANCE, METHODS
 from qgf.studies import STUDIES
@@ -196,6 +197,40 @@ def study(name: str) -> str:
     return f"![{name}](figures/{name}.png)\n\n{STUDIES[name].say(data)}"
 
 
+def goals() -> str:
+    """Success on each of OGBench's goals, of the cloned policy and of QGF at the chosen weight."""
+    result = json.loads((ROOT / "results/goals.json").read_text())["result"]
+    rows = []
+    for label, test in (
+        ("BC", result["bc"]),
+        (f"QGF, w = {result['chosen_weight']:.3g}", result["qgf"]),
+    ):
+        each = [f"{percent(g['success'])} ({interval(g['ci95'])})" for g in test["goals"]]
+        rows.append([label, f"{percent(test['success'])} ({interval(test['ci95'])})", *each])
+    ours = result["qgf"]
+    gain = f"{100 * ours['difference']:+.0f} points ({interval(ours['difference_ci95'])})"
+    head = ["", "all goals", *(f"goal {i}" for i in range(1, 1 + len(ours["goals"])))]
+    episodes = result["episodes"]
+    return (
+        f"{markdown(head, rows)}\n\nQGF − BC: {gain}; {episodes['test']} test episodes and "
+        f"{episodes['tune']} tune episodes of all goals together, "
+        f"{len(result['training_seeds'])} training seed."
+    )
+
+
+def paper_cost() -> str:
+    """Say how long a training of the paper's size takes where the benchmark ran."""
+    paper = PRESETS["paper"]
+    size = f"{paper.depth}x{paper.width} batch {paper.batch_size}"
+    figures = json.loads((ROOT / "results/benchmarks.json").read_text())["training"]["figures"]
+    hours = paper.steps / figures[size]["steps_per_second"] / 3600
+    return (
+        f"At the rate measured on two CPU cores ({figures[size]['steps_per_second']:.3g} steps a "
+        f"second), {paper.steps:,} steps of policy and critic take {hours:.0f} hours a training "
+        "seed, and the preset has ten."
+    )
+
+
 TABLES = {
     "leaderboard": partial(leaderboard, "leaderboard"),
     "overall": overall,
@@ -209,6 +244,8 @@ TABLES = {
     "ablations": ablations,
     "quality": quality,
     "sweep": sweep,
+    "paper-cost": paper_cost,
+    "goals": goals,
     **{part: partial(speed, part) for part in PARTS},
     **{f"study-{name}": partial(study, name) for name in STUDIES},
 }
