@@ -274,6 +274,7 @@ def test_train_prints_where(capsys, monkeypatch):
             {
                 "seeds": [0, 1],
                 "method": "qgf",
+                "critic": None,
                 "policy": None,
                 "base": None,
                 "resume": False,

@@ -50,7 +50,7 @@ WAYS = {  # label, colour, marker
     "default": ("u chosen on the other tasks", "#d55e00", "D"),
 }
 
-Difference = tuple[float, tuple[float, float]]
+Difference = Sequence  # the mean, and the interval as a pair; lists once read from a file
 
 
 def _act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
