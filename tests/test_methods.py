@@ -14,7 +14,7 @@ from conftest import TASK, TINY
 import qgf
 from qgf.checkpoint import load_learner, load_record
 from qgf.errors import UserError
-from qgf.evaluate import _arms, evaluate
+from qgf.evaluate import _arms, _named, evaluate
 from qgf.learners import GOAL_CRITICS, LEARNERS
 from qgf.methods import ALIASES, METHODS, find_method, format_methods, kinds_of
 from qgf.train import train
@@ -124,7 +124,8 @@ def test_nothing_left_to_train(base, data, tmp_path):
 
 
 def test_arms_of_several_methods_share_the_unguided_policy():
-    arms = _arms(["qgf", "ood", "bfn", "qgf+bfn", "cfgrl"], [0.1], [4])
+    named = _named(["qgf", "ood", "bfn", "qgf+bfn", "cfgrl"], [4])
+    arms = _arms(named, [0.0, 0.1], [4], auto=lambda: 0.2)
     unguided = arms["bc"]
     assert len(unguided) == 1 and set(ALIASES) == {"ood"}
     assert set(arms["qgf"]) & set(arms["qfql"]) == set(unguided)
@@ -132,6 +133,9 @@ def test_arms_of_several_methods_share_the_unguided_policy():
     assert {(arm.weight, arm.samples) for arm in arms["qgf+bfn"]} >= {(0.0, 4), (0.1, 4)}
     assert {arm.weight for arm in arms["cfgrl"]} == {0.0, 0.1}
     assert not set(arms["cfgrl"]) & set(unguided)
+    searched = _arms(named, None, [4], auto=lambda: 0.2)
+    assert {arm.weight for arm in searched["qgf"]} == {0.0, 0.2}
+    assert len(searched["cfgrl"]) == len(METHODS["cfgrl"].weights)
 
 
 def test_table_lists_every_method():
