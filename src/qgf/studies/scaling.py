@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ ROLES = ("policy", "critic", "qam")  # each a run of its own
 METHODS = {"qgf": STYLES["qgf"], "qam": STYLES["qfql"], "bc": STYLES["qgf-jacobian-smooth"]}
 RISE = 0.05  # of the validation loss above its lowest, from which on it counts as overfitting
 
-Curve = list[tuple[int, float]]
+Curve = Sequence  # of (step, loss); pairs are lists once read from a file
 
 
 def measure(preset: str, out: Path) -> dict[str, Any]:
