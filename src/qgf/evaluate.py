@@ -372,11 +372,12 @@ def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: in
     """Return the figures of every arm; what "tune" chooses for a method, and its gain on "test"."""
 
     def row(arm: Arm) -> dict:
-        splits = {split: figures(table(outcomes, arm, split)) for split in SPLITS}
+        tables = {split: table(outcomes, arm, split) for split in SPLITS}
+        splits = {split: figures(data) for split, data in tables.items()}
         splits["test"] |= gain(arm)
         if goals > 1:
-            test = table(outcomes, arm, "test")
-            splits["test"]["goals"] = [figures(test[:, i::goals]) for i in range(goals)]
+            each = [figures(tables["test"][:, i::goals]) for i in range(goals)]
+            splits["test"]["goals"] = each
         return {"weight": arm.weight, "samples": arm.samples, **splits}
 
     def gain(arm: Arm) -> dict:

@@ -137,8 +137,8 @@ class Policy:
         self.run = Path(run)
         record = load_record(self.run)
         self._judge = self.run if critic is None else Path(critic)  # whose critic guides
-        self.env = load_record(self._judge)["env"]
-        self.spec = Spec(**load_record(self._judge)["spec"])
+        judge = load_record(self._judge)
+        self.env, self.spec = judge["env"], Spec(**judge["spec"])
         has_critic = critic is not None or "critic" in kinds_held(record)
         self.name = method or (record["method"] if has_critic else "bc")
         self._method = find_method(self.name)

@@ -347,12 +347,8 @@ def _differences(old: dict, new: dict) -> str:
         config = {k: v for k, v in record["config"].items() if k != "steps"}
         data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
         borrowed = {role: source["run"] for role, source in record["borrowed"].items()}
-        return (
-            config
-            | data
-            | borrowed
-            | {k: record[k] for k in ("env", "method", "seeds", "learners")}
-        )
+        same = {k: record[k] for k in ("env", "method", "seeds", "learners")}
+        return config | data | borrowed | same
 
     a, b = flat(old), flat(new)
     names = [name for name in {**a, **b} if a.get(name) != b.get(name)]

@@ -12,6 +12,7 @@ from qgf.evaluate import choose, figures
 from qgf.protocol import (
     STATES,
     Plan,
+    Setting,
     Variant,
     learners,
     read_episodes,
@@ -74,6 +75,11 @@ def best(tasks: Iterable[dict[float, Outcomes]]) -> float:
         for s in tasks[0]
     ]
     return choose(rows)["weight"]
+
+
+def tuned(plan: Plan, name: str, env: str, settings: Iterable[Setting]) -> float:
+    """Return the weight with the best tune episodes, which have been run (`evaluate.choose`)."""
+    return best([{s[0]: read_episodes(plan, name, env, "tune", s) for s in settings}])
 
 
 def short(env: str) -> str:

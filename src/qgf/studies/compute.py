@@ -15,13 +15,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from qgf._costs import flops, milliseconds
 from qgf.checkpoint import of_seed
 from qgf.config import Spec
-from qgf.evaluate import actor, choose, figures
+from qgf.evaluate import actor, figures
 from qgf.methods import Learners, Method, find_method, settings
 from qgf.policy import noise_size, sample_actions
 from qgf.protocol import Plan, Setting, learners, read_episodes, run_episodes, spec, variant
 from qgf.statistics import paired_difference
 from qgf.studies._flops import Operations, operations
 from qgf.studies._runs import CUBE, study_plan
+from qgf.studies._scale import rate, tuned
 from qgf.studies.sensitivity import STYLES as ESTIMATOR_STYLES
 
 ENV = CUBE.format(2)
@@ -69,11 +70,7 @@ def choose_weight(plan: Plan, name: str, searched: Sequence[Setting]) -> float:
     if len(searched) == 1:
         return searched[0][0]
     run_episodes(plan, ENV, "tune", {name: variant(plan, name, ENV, searched)})
-    rows = []
-    for weight, samples in searched:
-        tune = figures(read_episodes(plan, name, ENV, "tune", (weight, samples)))
-        rows.append({"weight": weight, "tune": tune})
-    return choose(rows)["weight"]
+    return tuned(plan, name, ENV, searched)
 
 
 def _row(plan: Plan, name: str, setting: Setting) -> dict[str, Any]:
@@ -241,12 +238,6 @@ def chosen_on(data: dict[str, Any]) -> str:
     """Return how weights were set."""
     tune = data["tune_episodes"]
     return f"chosen on {tune} tune episodes each" if tune else "given, not chosen"
-
-
-def rate(row: dict[str, Any]) -> str:
-    """Return a success rate with its interval, e.g. "52% (38 to 65)"."""
-    low, high = row["ci95"]
-    return f"{100 * row['success']:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, str]:

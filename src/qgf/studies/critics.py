@@ -18,7 +18,7 @@ from qgf.protocol import train_to_end as train
 from qgf.statistics import paired_difference
 from qgf.studies._rollouts import Chunks, accuracies, ranks, roll_out
 from qgf.studies._runs import CUBE, study_plan
-from qgf.studies._scale import best, rate, short
+from qgf.studies._scale import rate, short, tuned
 
 ENV = CUBE.format(2)
 LIMIT = 200  # environment steps: its own time limit, within which critics are asked
@@ -44,8 +44,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     arms = {name: Variant(METHODS["qgf"], load, tried) for name, load in loads.items()}
     run_episodes(plan, ENV, "tune", arms)
     for name, arm in arms.items():
-        tunes = {s[0]: read_episodes(plan, name, ENV, "tune", s) for s in tried}
-        arms[name] = arm._replace(settings=[(best([tunes]), 1)])
+        arms[name] = arm._replace(settings=[(tuned(plan, name, ENV, tried), 1)])
     arms["bc"] = Variant(METHODS["bc"], loads[IQL], [(0.0, 1)])
     run_episodes(plan, ENV, "test", arms)
     tests = {n: read_episodes(plan, n, ENV, "test", arm.settings[0]) for n, arm in arms.items()}
@@ -58,8 +57,9 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
         path = plan.out / "critics" / f"accuracy {name} {weight:g}.json"
         if not path.exists():
             print(f"rolling out {name} on {ENV}", flush=True)
-            guided = _roll_out(plan, load(), weight, episodes)
-            write_json(path, accuracies(load()["critic"], cloned(), guided))
+            held = load()
+            guided = _roll_out(plan, held, weight, episodes)
+            write_json(path, accuracies(held["critic"], cloned(), guided))
         rows.append(row | read_json(path))
     return {
         "env": ENV,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from qgf._validation import validation_batch
 from qgf.checkpoint import load_record, of_seed
-from qgf.evaluate import choose, figures
+from qgf.evaluate import figures
 from qgf.guidance import ESTIMATORS
 from qgf.methods import Learners, Method, find_method
 from qgf.policy import sample_actions
@@ -21,6 +21,7 @@ from qgf.statistics import paired_difference
 from qgf.studies._likelihood import log_likelihood
 from qgf.studies._neighbours import Neighbours, training_points
 from qgf.studies._runs import CUBE, study_plan
+from qgf.studies._scale import tuned
 from qgf.studies.sensitivity import STYLES
 
 ENV = CUBE.format(2)
@@ -80,9 +81,7 @@ def _choose(plan: Plan, name: str, settings: list[Setting]) -> float:
     """Return the weight that the tune episodes choose, where there is a choice."""
     if len(settings) == 1:
         return settings[0][0]
-    tune = [figures(read_episodes(plan, name, ENV, "tune", setting)) for setting in settings]
-    tries = zip(settings, tune, strict=True)
-    return choose([{"weight": weight, "tune": found} for (weight, _), found in tries])["weight"]
+    return tuned(plan, name, ENV, settings)
 
 
 def _episodes(plan: Plan, name: str, setting: Setting, qgf_weight: float) -> Row:

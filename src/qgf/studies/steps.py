@@ -30,13 +30,13 @@ from qgf.protocol import (
     variant,
 )
 from qgf.studies._runs import CUBE, study_plan
+from qgf.studies._scale import rate
 from qgf.studies.compute import (
     LEGEND,
     choose_weight,
     chosen_on,
     difference,
     draw_success,
-    rate,
     success_panels,
 )
 
