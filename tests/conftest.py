@@ -8,10 +8,13 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 # Tests compile the same programs again and again, some of them in processes of their own.
-CACHE = tempfile.TemporaryDirectory(prefix="qgf-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="qgf-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+# Tiny networks compile for longer than they run.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 # All but the command line, whose parser fills in objects of its own while it parses.
 SOURCE = Path(importlib.util.find_spec("qgf").origin).parent

@@ -138,7 +138,7 @@ def test_killed_at_random_moments_it_ends_the_same(compared, data, tmp_path):
     "change, message",
     [
         ({"envs": ()}, "name at least one environment"),
-        ({"envs": ("cube-single-play-v0",)}, "names no task to compare on"),
+        ({"envs": ("cube-single-play-v0",)}, "names no task; use"),
         ({"envs": ("scene-play-singletask-task1-v0",)}, "needs data of scene-play-v0; name its"),
         ({"methods": ("qgg",)}, "no method 'qgg'. Did you mean 'qgf'"),
         ({"episodes": 0}, "must be at least 1"),

@@ -1,13 +1,17 @@
 """What all studies share: their frame, and the runs they look at."""
 
+import functools
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from qgf._workers import Workers
 from qgf.errors import UserError
-from qgf.studies import STUDIES, run_study
+from qgf.evaluate import GOALS
+from qgf.studies import ANYWHERE, STUDIES, run_study
 
 
 @pytest.fixture
@@ -44,3 +48,29 @@ def test_unknown_names(double, name, preset, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run_study.__wrapped__(name, preset, tmp_path / "out")  # annotations would refuse it
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_its_own_environments(tmp_path):
+    with pytest.raises(UserError, match="toy has environments of its own; --env is for sensi"):
+        run_study("toy", "smoke", tmp_path / "out", "cube-single-play-oraclerep-v0")
+    with pytest.raises(UserError, match="cube-single-play-v0 names no task; use …-singletask"):
+        run_study("weight", "smoke", tmp_path / "out", "cube-single-play-v0")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_studies_of_goals(tmp_path, monkeypatch):
+    """One critic for all goals, at the goals of the validation data, and all five evaluated."""
+    brief = functools.partial(Workers, max_episode_steps=10)
+    monkeypatch.setattr("qgf.protocol.Workers", brief)
+    env, found = "cube-single-play-oraclerep-v0", {}
+    for name in ANYWHERE:
+        run_study(name, "smoke", tmp_path, env)
+        found[name] = json.loads((tmp_path / f"{name}-{env}.json").read_text())
+    (only,) = (tmp_path / "smoke/runs/cube-single-play").glob("*/critic")
+    assert only.parent.name == "goals"
+    assert (np.abs(list(found["sensitivity"]["cosines"].values())) <= 1).all()
+    (task,) = found["weight"]["tasks"]
+    assert task["rows"][0]["test"]["episodes"] == 2 * GOALS
+    assert all(row["q_gain"] != 0 for row in task["rows"][1:])
+    assert found["q-optimizer"]["rows"]["qgf"][0]["gain"] > 0

@@ -249,12 +249,15 @@ class Study:
     """how much is measured"""
     out: Path = Path("studies")
     """folder of the results"""
+    env: str | None = None
+    """look at this task, or at the goals of this -oraclerep environment, instead (sensitivity,
+    weight and q-optimizer)"""
 
     def __call__(self) -> None:
         from qgf.studies import STUDIES, run_study
 
         for name in STUDIES if self.name == "all" else [self.name]:
-            print(f"{name}: {run_study(name, self.preset, self.out)}", flush=True)
+            print(f"{name}: {run_study(name, self.preset, self.out, self.env)}", flush=True)
 
 
 @dataclass(frozen=True)

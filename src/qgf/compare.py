@@ -23,6 +23,7 @@ from qgf.methods import canonical, find_method, kinds_of, settings
 from qgf.protocol import (
     Plan,
     check_facts,
+    check_task,
     learners,
     opinions,
     read_episodes,
@@ -160,10 +161,7 @@ def _folders(envs: Sequence[str], data: Sequence[Path]) -> dict[str, Path]:
     if not envs:
         raise UserError("name at least one environment with --envs")
     for env in envs:
-        if not (EnvName.parse(env).singletask or EnvName.parse(env).oraclerep):
-            raise UserError(
-                f"{env} names no task to compare on; use …-singletask-taskN-v0 or …-oraclerep-v0"
-            )
+        check_task(env)
     found = {load_manifest(folder).name: Path(folder) for folder in data}
     for env in envs:
         if EnvName.parse(env).dataset not in found:

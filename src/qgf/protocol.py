@@ -99,6 +99,13 @@ def check_facts(plan: Plan) -> None:
     write_json(path, plan.facts())
 
 
+def check_task(env: str) -> None:
+    """Raise a UserError if an environment has neither a task nor goals."""
+    name = EnvName.parse(env)
+    if not (name.singletask or name.oraclerep):
+        raise UserError(f"{env} names no task; use …-singletask-taskN-v0 or …-oraclerep-v0")
+
+
 def variant(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> Variant:
     """Return a method of METHODS with what it needs on a task, trained if it is not there."""
     return Variant(find_method(name), partial(learners, plan, name, env), settings)

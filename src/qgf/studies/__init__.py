@@ -3,7 +3,7 @@
 A study is a module of three functions: `measure(preset, out)` returns its data, ready for
 JSON (OUT is a folder for what it has to make on the way, and to reuse); `draw(data)` returns
 a figure; `say(data)` compares the data with the paper's claim in one paragraph, whose words
-follow from the data.
+follow from the data. The studies of ANYWHERE also take an environment: `measure(preset, out, env)`.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ Preset = Literal["smoke", "laptop", "paper"]
 class Study(Protocol):
     """What a module of this package offers."""
 
-    def measure(self, preset: Preset, out: Path) -> dict[str, Any]: ...
+    def measure(self, preset: Preset, out: Path, **options: str) -> dict[str, Any]: ...
 
     def draw(self, data: dict[str, Any]) -> Figure: ...
 
@@ -50,21 +50,30 @@ STUDIES: dict[str, Study] = {
     "scaling": scaling,
     "critics": critics,
 }
+ANYWHERE = ("sensitivity", "weight", "q-optimizer")
 
 
-def run_study(name: str, preset: Preset, out: Path) -> str:
+def run_study(name: str, preset: Preset, out: Path, env: str | None = None) -> str:
     """Run a study; write OUT/NAME.{json,png,svg,md} and return its paragraph.
 
+    Args:
+        env: task, or goals of an -oraclerep environment, to look at instead of the study's own;
+            its files are then named NAME-ENV.
+
     Raises:
-        UserError: no such study or preset, or OUT cannot be written.
+        UserError: no such study or preset, a study or an environment that do not go together,
+            or OUT cannot be written.
     """
     if name not in STUDIES:
         known = ", ".join(["all", *STUDIES])
         raise UserError(f"no study {name!r}.{nearest(name, STUDIES)} There are: {known}")
     if preset not in get_args(Preset):
         raise UserError(f"no preset {preset!r}; there are: {', '.join(get_args(Preset))}")
-    study, out = STUDIES[name], Path(out)
-    data = {"study": name, "preset": preset, **study.measure(preset, out)}
+    if env and name not in ANYWHERE:
+        raise UserError(f"{name} has environments of its own; --env is for {', '.join(ANYWHERE)}")
+    study, out, options = STUDIES[name], Path(out), {"env": env} if env else {}
+    data = {"study": name, "preset": preset, **study.measure(preset, out, **options)}
+    name = f"{name}-{env}" if env else name
     write_json(out / f"{name}.json", data)
     figure = study.draw(data)
     for kind in ("png", "svg"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from qgf.config import PRESETS, Config
 from qgf.data.collect import collect
 from qgf.envs import EnvName
-from qgf.protocol import Plan, check_facts
+from qgf.protocol import Plan, check_facts, check_task
 
 SMOKE = dataclasses.replace(
     PRESETS["laptop"],
@@ -33,6 +33,8 @@ def study_plan(preset: str, out: Path, envs: tuple[str, ...]) -> Plan:
     """Return the plan of OUT/PRESET, with the data that some environments need collected."""
     out = Path(out) / preset
     (episodes, val_episodes, steps), config, (seeds, tune, test) = SIZES[preset]
+    for env in envs:
+        check_task(env)
     data = {}
     for dataset in dict.fromkeys(EnvName.parse(env).dataset for env in envs):
         data[dataset] = out / "data" / dataset

@@ -9,6 +9,7 @@ from qgf._validation import validation_batch
 from qgf.calibration import flow_sizes
 from qgf.checkpoint import load_record, of_seed
 from qgf.evaluate import choose, figures
+from qgf.methods import at_goal
 from qgf.protocol import (
     STATES,
     Plan,
@@ -21,7 +22,7 @@ from qgf.protocol import (
     variant,
 )
 
-Outcomes = Float[np.ndarray, "seed episode 4"]
+Outcomes = Float[np.ndarray, "seed _ 4"]  # episodes of any number
 
 
 def sweep(plan: Plan, env: str, split: str, weights: Collection[float]) -> dict[float, Outcomes]:
@@ -45,11 +46,11 @@ def _name(weight: float) -> str:
 
 def per_seed(plan: Plan, env: str, what: Callable) -> list:
     """Return a function of `qgf.calibration` for every training seed of a task."""
-    record = load_record(run_folder(plan, "policy", env))
+    record = load_record(run_folder(plan, "critic", env))  # which knows of goals
     batch, both = validation_batch(record, STATES), learners(plan, "qgf", env)
     found = []
     for i in range(len(plan.seeds)):
-        one = of_seed(both, i)
+        one = at_goal(of_seed(both, i), batch.goal)
         functions = one["policy"].velocity, one["critic"].critic
         found.append(what(*functions, batch.obs, batch.action, plan.config.denoise_steps))
     return found

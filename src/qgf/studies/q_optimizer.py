@@ -14,7 +14,7 @@ from qgf._validation import validation_batch
 from qgf.checkpoint import load_record, of_seed
 from qgf.evaluate import figures
 from qgf.guidance import ESTIMATORS
-from qgf.methods import Learners, Method, find_method
+from qgf.methods import Learners, Method, at_goal, find_method
 from qgf.policy import sample_actions
 from qgf.protocol import Plan, Setting, learners, read_episodes, run_episodes, run_folder, variant
 from qgf.statistics import paired_difference
@@ -41,32 +41,32 @@ LIKELIHOOD_STEPS = 10  # on trained policies the mean is within 0.1 nats of that
 Row = dict[str, Any]
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
+def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
     """Return Q, distance, log-likelihood and success of every estimator at every weight."""
-    plan = study_plan(preset, out, (ENV,))
+    plan = study_plan(preset, out, (env,))
     names = SMOKE if preset == "smoke" else (*ESTIMATORS,)
     settings = POINTS | {name: [(w, 1) for w in WEIGHTS[preset]] for name in names}
-    variants = {name: variant(plan, name, ENV, found) for name, found in settings.items()}
+    variants = {name: variant(plan, name, env, found) for name, found in settings.items()}
     tuned = {name: variants[name] for name, found in settings.items() if len(found) > 1}
-    run_episodes(plan, ENV, "tune", tuned)
-    run_episodes(plan, ENV, "test", variants)
-    chosen = {name: _choose(plan, name, found) for name, found in settings.items()}
+    run_episodes(plan, env, "tune", tuned)
+    run_episodes(plan, env, "test", variants)
+    chosen = {name: _choose(plan, name, env, found) for name, found in settings.items()}
     rows = {
-        name: [_episodes(plan, name, setting, chosen["qgf"]) for setting in found]
+        name: [_episodes(plan, name, env, setting, chosen["qgf"]) for setting in found]
         for name, found in settings.items()
     }
-    record = load_record(run_folder(plan, "critic", ENV))
-    batch, every = validation_batch(record, STATES[preset]), learners(plan, "qgf", ENV)
+    record = load_record(run_folder(plan, "critic", env))
+    batch, every = validation_batch(record, STATES[preset]), learners(plan, "qgf", env)
     noise = jax.random.normal(jax.random.key(0), (BEST_OF, *batch.action.shape))
     neighbours = Neighbours(training_points(record))
-    seeds = [of_seed(every, i) for i in range(len(plan.seeds))]
+    seeds = [at_goal(of_seed(every, i), batch.goal) for i in range(len(plan.seeds))]
     for name, row in ((name, row) for name, found in rows.items() for row in found):
         method, draws, weight = find_method(name), noise[: row["samples"]], row["weight"]
         actions = [_act(method, one, batch.obs, draws, jnp.asarray(weight)) for one in seeds]
         row |= judge(seeds, batch.obs, actions, neighbours)
         row["gain"] = row["q"] - rows["bc"][0]["q"]  # BC is the first
     return {
-        "env": ENV,
+        "env": env,
         "states": len(batch.obs),
         "seeds": len(seeds),
         "tune_episodes": plan.counts["tune"] * len(seeds),
@@ -77,17 +77,17 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     }
 
 
-def _choose(plan: Plan, name: str, settings: list[Setting]) -> float:
+def _choose(plan: Plan, name: str, env: str, settings: list[Setting]) -> float:
     """Return the weight that the tune episodes choose, where there is a choice."""
     if len(settings) == 1:
         return settings[0][0]
-    return tuned(plan, name, ENV, settings)
+    return tuned(plan, name, env, settings)
 
 
-def _episodes(plan: Plan, name: str, setting: Setting, qgf_weight: float) -> Row:
+def _episodes(plan: Plan, name: str, env: str, setting: Setting, qgf_weight: float) -> Row:
     """Return the test episodes of a setting, and how far ahead of it QGF is at its own weight."""
-    outcomes = read_episodes(plan, name, ENV, "test", setting)
-    ours = read_episodes(plan, "qgf", ENV, "test", (qgf_weight, 1))
+    outcomes = read_episodes(plan, name, env, "test", setting)
+    ours = read_episodes(plan, "qgf", env, "test", (qgf_weight, 1))
     found = figures(outcomes)
     ahead, interval = paired_difference(ours[..., 0] > 0, outcomes[..., 0] > 0)
     return {

@@ -14,6 +14,7 @@ from qgf.checkpoint import load_record, of_seed
 from qgf.critic import Critic
 from qgf.flow import Velocity
 from qgf.guidance import ESTIMATORS
+from qgf.methods import at_goal
 from qgf.protocol import learners, run_folder
 from qgf.studies._runs import CUBE, study_plan
 
@@ -33,12 +34,12 @@ STYLES = {
 }
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
+def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
     """Return the mean cosine of every estimator, for every flow time and perturbation."""
-    plan = study_plan(preset, out, (ENV,))
-    record = load_record(run_folder(plan, "critic", ENV))
-    first = of_seed(learners(plan, "qgf", ENV), 0)
+    plan = study_plan(preset, out, (env,))
+    record = load_record(run_folder(plan, "critic", env))
     batch = validation_batch(record, STATES[preset])
+    first = at_goal(of_seed(learners(plan, "qgf", env), 0), batch.goal)
     steps = record["config"]["denoise_steps"]
     policy, critic = first["policy"].velocity, first["critic"].critic
     found = {
@@ -47,7 +48,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     }
     times = [k / steps for k in range(steps)]
     return {
-        "env": ENV,
+        "env": env,
         "states": len(batch.obs),
         "times": times,
         "scales": list(SCALES),

@@ -21,11 +21,11 @@ GRID = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHTS = {"smoke": (0.0, 0.1, 1.0), "laptop": GRID, "paper": GRID}
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
+def measure(preset: str, out: Path, env: str | None = None) -> dict[str, Any]:
     """Return for every task and weight success, Q gain, distance and the unitless weight."""
-    plan, weights = study_plan(preset, out, ENVS[preset]), WEIGHTS[preset]
-    tasks = []
-    for env in ENVS[preset]:
+    envs, weights = (env,) if env else ENVS[preset], WEIGHTS[preset]
+    plan, tasks = study_plan(preset, out, envs), []
+    for env in envs:
         tune, test = (sweep(plan, env, split, weights) for split in ("tune", "test"))
         opinion = opinions(plan, "qgf", env, [(w, 1) for w in weights])
         sizes = flow_sizes_by_seed(plan, env)
