@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from qgf import demo, evaluate
+from qgf import demo, rollout
 from qgf._workers import Workers
 from qgf.errors import UserError
 
@@ -28,7 +28,7 @@ def tiny(monkeypatch):
         "report": functools.partial(demo.report, video=False),
     }.items():
         monkeypatch.setattr(demo, name, value)
-    monkeypatch.setattr(evaluate, "Workers", functools.partial(Workers, max_episode_steps=12))
+    monkeypatch.setattr(rollout, "Workers", functools.partial(Workers, max_episode_steps=12))
 
 
 def written(folder):

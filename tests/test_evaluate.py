@@ -11,22 +11,13 @@ import numpy as np
 import pytest
 from conftest import TASK
 
-import qgf.evaluate
+import qgf.rollout
 from qgf._workers import Reply, Workers
 from qgf.checkpoint import load_learner
 from qgf.config import Spec
 from qgf.errors import UserError
-from qgf.evaluate import (
-    Arm,
-    Job,
-    Outcome,
-    _env_seed,
-    _summary,
-    evaluate,
-    format_result,
-    make_jobs,
-    roll_out,
-)
+from qgf.evaluate import _summary, evaluate, format_result
+from qgf.rollout import Arm, Job, Outcome, _env_seed, make_jobs, roll_out
 from qgf.statistics import wilson_interval
 
 
@@ -69,7 +60,7 @@ class FakeWorkers(Workers):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(qgf.evaluate, "Workers", FakeWorkers)
+    monkeypatch.setattr(qgf.rollout, "Workers", FakeWorkers)
     FakeWorkers.seeds = []
 
 
@@ -150,7 +141,7 @@ class ObservedWorkers(Workers):
 
 
 def test_number_of_processes_does_not_matter(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(qgf.evaluate, "Workers", ObservedWorkers)
+    monkeypatch.setattr(qgf.rollout, "Workers", ObservedWorkers)
     copied = shutil.copytree(run, tmp_path / "run")
     results = [
         evaluate(copied, (0.5,), episodes=1, tune_episodes=1, workers=workers, slots=6)

@@ -13,7 +13,7 @@ import pytest
 from conftest import TASK, TINY
 
 import qgf
-import qgf.evaluate
+import qgf.rollout
 from qgf._workers import Workers
 from qgf.checkpoint import load_learner, load_record
 from qgf.data.collect import collect
@@ -21,7 +21,8 @@ from qgf.data.dataset import Dataset
 from qgf.data.goals import GoalDataset
 from qgf.data.manifest import load_manifest
 from qgf.errors import UserError
-from qgf.evaluate import GOALS, evaluate
+from qgf.evaluate import evaluate
+from qgf.rollout import GOALS
 from qgf.train import train
 
 ENV = "cube-single-play-oraclerep-v0"
@@ -39,7 +40,7 @@ def goal_run(data, run, tmp_path_factory):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(qgf.evaluate, "Workers", functools.partial(Workers, max_episode_steps=10))
+    monkeypatch.setattr(qgf.rollout, "Workers", functools.partial(Workers, max_episode_steps=10))
 
 
 def test_policy_is_the_single_task_runs(run, goal_run):

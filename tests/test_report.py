@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qgf import cli, evaluate, video
+from qgf import cli, evaluate, rollout, video
 from qgf._workers import Workers
 from qgf.errors import UserError
 from qgf.report import _verdict, report
@@ -62,7 +62,7 @@ def evaluated(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(run, folder)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (video, evaluate):
+        for module in (video, rollout):
             patch.setattr(module, "Workers", functools.partial(Workers, max_episode_steps=12))
         evaluate.evaluate(folder, WEIGHTS, episodes=3, tune_episodes=2, best_of=[2], slots=6)
         report(folder)

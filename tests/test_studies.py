@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from qgf._workers import Workers
 from qgf.errors import UserError
-from qgf.evaluate import GOALS
+from qgf.rollout import GOALS
 from qgf.studies import ANYWHERE, STUDIES, run_study
 
 

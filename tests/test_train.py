@@ -272,7 +272,7 @@ def test_full_disk_while_logging(data, tmp_path, monkeypatch):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
     monkeypatch.setattr(
-        qgf.train, "_truncate_metrics", lambda path, step: path.symlink_to("/dev/full")
+        qgf.train, "truncate_metrics", lambda path, step: path.symlink_to("/dev/full")
     )
     with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left"):
         train(TASK, data, tmp_path / "run", TINY)

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from qgf import evaluate, video
+from qgf import rollout, video
 from qgf._workers import Workers
 from qgf.checkpoint import load_learner, load_record
 from qgf.config import Spec
@@ -17,7 +17,7 @@ SHAPE = "import imageio.v3 as i, sys; x = i.imread(sys.argv[1], plugin='FFMPEG')
 @pytest.fixture
 def short(monkeypatch):
     """Episodes of at most 12 steps, in filming and evaluation."""
-    for module in (video, evaluate):
+    for module in (video, rollout):
         monkeypatch.setattr(module, "Workers", functools.partial(Workers, max_episode_steps=12))
 
 
@@ -49,10 +49,10 @@ def test_panels_show_the_evaluated_episode_from_one_start(run, tmp_path, short, 
     last = [take.pictures[-1][video.CAPTION :] for take in takes]
     assert (last[0] != last[1]).any()
 
-    jobs = [evaluate.Job(evaluate.Arm("qgf", w), 0, "test", 1) for w in weights]
+    jobs = [rollout.Job(rollout.Arm("qgf", w), 0, "test", 1) for w in weights]
     learners = {role: load_learner(run, role, seeds=[3]) for role in ("policy", "critic")}
     spec = Spec(**load_record(run)["spec"])
-    outcomes = evaluate.roll_out(load_record(run)["env"], spec, learners, jobs, 2, 2, 4)
+    outcomes = rollout.roll_out(load_record(run)["env"], spec, learners, jobs, 2, 2, 4)
     assert [take.length for take in takes] == [outcomes[job].length for job in jobs] == [12, 12]
 
     out = [sys.executable, "-c", SHAPE, str(tmp_path / "film.mp4")]
@@ -65,7 +65,7 @@ def test_panels_show_the_evaluated_episode_from_one_start(run, tmp_path, short, 
 def test_a_take_that_has_ended_keeps_its_last_picture():
     def take(count):
         pictures = [np.full((2, 2, 3), i, np.uint8) for i in range(count)]
-        return video._Take(evaluate.Job(evaluate.Arm(), 0, "test", 0), pictures=pictures)
+        return video._Take(rollout.Job(rollout.Arm(), 0, "test", 0), pictures=pictures)
 
     joined = video._side_by_side([take(2), take(4)])
     assert joined.shape == (4, 2, 4, 3)

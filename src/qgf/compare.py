@@ -17,7 +17,7 @@ from qgf.config import Config
 from qgf.data.manifest import load_manifest
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.evaluate import actor, choose, figures
+from qgf.evaluate import choose, figures
 from qgf.leaderboard import leaderboard, write_leaderboard
 from qgf.methods import canonical, find_method, kinds_of, settings
 from qgf.protocol import (
@@ -33,6 +33,7 @@ from qgf.protocol import (
     spec,
     variant,
 )
+from qgf.rollout import actor
 
 
 def compare(

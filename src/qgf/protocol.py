@@ -34,9 +34,10 @@ from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.evaluate import GOALS, SPLITS, Arm, make_jobs, roll_out, table
+from qgf.evaluate import table
 from qgf.methods import METHODS, Learners, Method, at_goal, find_method, kinds_of
 from qgf.policy import noise_size, sample_actions
+from qgf.rollout import GOALS, SPLITS, Arm, make_jobs, roll_out
 from qgf.train import train
 
 BASE = ("policy", "critic")

@@ -20,8 +20,9 @@ from qgf._workers import Reply, Workers
 from qgf.checkpoint import load_record
 from qgf.config import Spec
 from qgf.errors import UserError
-from qgf.evaluate import Arm, Job, actor, checked_weights, start_of
+from qgf.evaluate import checked_weights
 from qgf.policy import load_learners
+from qgf.rollout import Arm, Job, actor, start_of
 
 CAMERA = "front_pixels"
 SIZE = 320

@@ -15,10 +15,11 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from qgf._costs import flops, milliseconds
 from qgf.checkpoint import of_seed
 from qgf.config import Spec
-from qgf.evaluate import actor, figures
+from qgf.evaluate import figures
 from qgf.methods import Learners, Method, find_method, settings
 from qgf.policy import noise_size, sample_actions
 from qgf.protocol import Plan, Setting, learners, read_episodes, run_episodes, spec, variant
+from qgf.rollout import actor
 from qgf.statistics import paired_difference
 from qgf.studies._flops import Operations, operations
 from qgf.studies._runs import CUBE, study_plan

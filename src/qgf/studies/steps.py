@@ -15,7 +15,7 @@ from qgf._costs import milliseconds
 from qgf._validation import validation_batch
 from qgf.checkpoint import load_record, of_seed
 from qgf.critic import Critic
-from qgf.evaluate import actor, figures
+from qgf.evaluate import figures
 from qgf.flow import Velocity, euler
 from qgf.guidance import Action, Obs, qgf
 from qgf.methods import METHODS, Learners, Method, Sampled, settings
@@ -29,6 +29,7 @@ from qgf.protocol import (
     spec,
     variant,
 )
+from qgf.rollout import actor
 from qgf.studies._runs import CUBE, study_plan
 from qgf.studies._scale import rate
 from qgf.studies.compute import (
