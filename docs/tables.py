@@ -14,7 +14,7 @@ from qgf.methods import GUIDANCE, METHODS
 from qgf.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("training", "latency", "collecting", "evaluating")
+PARTS = ("training", "dqc", "latency", "collecting", "evaluating")
 PAGES = ("README.md", "docs/results.md", "docs/performance.md")
 
 
