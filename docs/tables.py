@@ -197,10 +197,10 @@ def study(name: str) -> str:
     return f"![{name}](figures/{name}.png)\n\n{STUDIES[name].say(data)}"
 
 
-def goals() -> str:
+def goals(name: str) -> str:
     """Success on each of OGBench's goals, at weights chosen on other episodes."""
-    kept = json.loads((ROOT / "results/goals.json").read_text())
-    result, qfql = kept["result"], kept["qfql"]["methods"]["qfql"]
+    kept = json.loads((ROOT / f"results/{name}.json").read_text())
+    result, qfql = kept["result"], kept.get("qfql", kept["result"])["methods"]["qfql"]
     ours, rows = result["qgf"], []
     for label, test in (
         ("BC", result["bc"]),
@@ -216,6 +216,30 @@ def goals() -> str:
         f"{markdown(head, rows)}\n\nQGF − BC: {gain}; {episodes['test']} test episodes and "
         f"{episodes['tune']} tune episodes of all goals together, "
         f"{len(result['training_seeds'])} training seed."
+    )
+
+
+def bootstrapped() -> str:
+    """Success under the bootstrapped critic and under IQL's, at each weight."""
+    kept = json.loads((ROOT / "results/bootstrapped.json").read_text())
+    rows = []
+    for label, result, name in (
+        ("IQL", kept["iql"], "qgf"),
+        ("bootstrapped", kept["bootstrapped"], "qgf-bootstrapped"),
+    ):
+        found = result["methods"][name]
+        cells = [
+            f"{percent(row['test']['success'])} ({interval(row['test']['ci95'])})"
+            + (", chosen" if row["weight"] == found["weight"] else "")
+            for row in found["settings"]
+        ]
+        rows.append([label, *cells])
+    test = kept["bootstrapped"]["methods"]["qam-bootstrapped"]["test"]
+    head = ["critic", *(f"w = {row['weight']:g}" for row in found["settings"])]
+    return (
+        f"{markdown(head, rows)}\n\n{test['episodes']} test episodes a weight; weights are chosen "
+        f"on {found['settings'][0]['tune']['episodes']} others. QAM's own policy, at that step: "
+        f"{percent(test['success'])} ({interval(test['ci95'])})."
     )
 
 
@@ -246,7 +270,9 @@ TABLES = {
     "quality": quality,
     "sweep": sweep,
     "paper-cost": paper_cost,
-    "goals": goals,
+    "goals": partial(goals, "goals"),
+    "goals-puzzle": partial(goals, "goals-puzzle"),
+    "bootstrapped": bootstrapped,
     **{part: partial(speed, part) for part in PARTS},
     **{f"study-{name}": partial(study, name) for name in STUDIES},
 }
