@@ -17,6 +17,7 @@ from qgf.compare import compare
 from qgf.errors import UserError
 
 OTHER = TASK.replace("task1", "task2")
+GOALS = "cube-single-play-oraclerep-v0"
 METHODS = ("qgf", "bfn-4")
 SCRIPT = """
 import functools, sys
@@ -153,3 +154,14 @@ def test_unfit_arguments(change, message, data, tmp_path):
 def test_results_of_other_settings_are_not_mixed(compared, data):
     with pytest.raises(UserError, match=r"holds a comparison with other settings \(seeds\)"):
         run(data, compared, seeds=(5,))
+
+
+def test_goals_are_compared_like_tasks(compared, data, short):
+    policy = compared / "runs/cube-single-play/policy/config.json"
+    before = policy.stat().st_mtime_ns
+    result = run(data, compared, envs=(GOALS,), methods=("qfql",))
+    critic = load_record(compared / "runs/cube-single-play/goals/critic")
+    assert critic["learners"] == {"critic": "dqc"} and policy.stat().st_mtime_ns == before
+    (episodes,) = (compared / "episodes" / GOALS / "qfql").glob("test *.json")
+    assert np.array(json.loads(episodes.read_text())).shape == (1, 2 * 5, 4)
+    assert [*result["tasks"]] == [GOALS] and set(result["methods"]) == {"bc", "qfql"}

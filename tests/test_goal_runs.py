@@ -22,6 +22,7 @@ from qgf.data.goals import GoalDataset
 from qgf.data.manifest import load_manifest
 from qgf.errors import UserError
 from qgf.evaluate import evaluate
+from qgf.methods import METHODS
 from qgf.rollout import GOALS
 from qgf.train import train
 
@@ -99,6 +100,19 @@ def test_goals_reach_the_critic(goal_run):
     assert abs(policy.act(obs, goal=goals[0], key=KEY, weight=1.0) - both)[1].max() > 1e-6
     plain = policy.act(obs, key=KEY, weight=0.0)
     np.testing.assert_array_equal(plain, policy.act(obs, goal=goals, key=KEY, weight=0.0))
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.kind == "test-time" and n != "bc"])
+def test_every_test_time_method_heeds_the_goal(name, goal_run):
+    method, policy = METHODS[name], qgf.load(goal_run, method=name)
+    settings = {"weight": 1.0 if method.weights else 0.0}
+    settings["samples"] = 4 if method.samples != (1,) else 1
+    obs = np.zeros((8, policy.spec.obs), np.float32)
+    here, there = (
+        policy.act(obs, goal=np.full((8, 3), shift, np.float32), key=KEY, **settings)
+        for shift in (-3.0, 3.0)
+    )
+    assert np.isfinite(here).all() and abs(here - there).max() > 1e-4
 
 
 def test_guidance_climbs_toward_the_goal_asked_for(goal_run):
