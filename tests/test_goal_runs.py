@@ -28,6 +28,7 @@ from qgf.train import train
 
 ENV = "cube-single-play-oraclerep-v0"
 PAPER = ("puzzle-4x5", "cube-triple", "cube-quadruple", "puzzle-4x6", "cube-octuple")
+HEEDFUL = [name for name, m in METHODS.items() if m.kind == "test-time" and name != "bc"]
 KEY = jax.random.key(0)
 
 
@@ -102,7 +103,7 @@ def test_goals_reach_the_critic(goal_run):
     np.testing.assert_array_equal(plain, policy.act(obs, goal=goals, key=KEY, weight=0.0))
 
 
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.kind == "test-time" and n != "bc"])
+@pytest.mark.parametrize("name", HEEDFUL)
 def test_every_test_time_method_heeds_the_goal(name, goal_run):
     method, policy = METHODS[name], qgf.load(goal_run, method=name)
     settings = {"weight": 1.0 if method.weights else 0.0}
