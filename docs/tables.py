@@ -103,16 +103,22 @@ def against_qgf(result: dict, names: list[str]) -> str:
     return "; ".join(f"{side}: {', '.join(parts)}" for side, parts in found.items())
 
 
+BOARDS = {"cube-single": "leaderboard", "scene": "leaderboard-scene"}  # of test-time methods
+
+
 def beats() -> str:
-    test_time, trained = board("leaderboard"), board("leaderboard-trained")
     lines = []
-    for result, kinds in ((test_time, ("test-time",)), (trained, ("extra network", "train-time"))):
+    for domain, name, kinds in (
+        *((domain, name, ("test-time",)) for domain, name in BOARDS.items()),
+        ("cube-single", "leaderboard-trained", ("extra network", "train-time")),
+    ):
+        result = board(name)
         names = [
             n for n in result["methods"] if METHODS[n].kind in kinds and n not in ("qgf", "bc")
         ]
         tasks = len(result["tasks"])
         lines.append(
-            f"On {tasks} task{'s' * (tasks > 1)}: QGF {rate(result['overall']['qgf'])}, BC "
+            f"On {tasks} task{'s' * (tasks > 1)} of {domain}: QGF {rate(result['overall']['qgf'])}, BC "
             f"{rate(result['overall']['bc'])}; {against_qgf(result, names)}."
         )
     return "\n\n".join(lines)
@@ -175,20 +181,26 @@ def weights() -> str:
 
 
 def compute() -> str:
-    result = board("leaderboard")
-    rows = []
+    boards, rows = [board(name) for name in BOARDS.values()], []
     for name in ("bc", "qgf", "bfn-4", "bfn", "qgf+bfn", "gradstep", "bptt"):
-        cost = result["costs"][name]
+        cost = boards[0]["costs"][name]
         ms = [f"{cost['ms'][batch]:.3g}" for batch in ("1", "50")]
-        rows.append([name, rate(result["overall"][name]), *ms, f"{cost['flops'] / 1e6:.0f}"])
-    return markdown(["method", "success", "ms, batch 1", "ms, batch 50", "MFLOPs"], rows)
+        success = [rate(result["overall"][name]) for result in boards]
+        rows.append([name, *success, *ms, f"{cost['flops'] / 1e6:.0f}"])
+    head = ["method", *(f"success, {domain}" for domain in BOARDS)]
+    return markdown([*head, "ms, batch 1", "ms, batch 50", "MFLOPs"], rows)
 
 
 def ablations() -> str:
-    result = board("leaderboard")
-    names = [n for n in result["methods"] if n.startswith("qgf-") or n in ("qgf", "bptt", "qfql")]
-    order = " > ".join(f"{n} {rate(result['overall'][n])}" for n in names)
-    return f"By mean success: {order}."
+    """Every domain's estimators in the order of their mean success."""
+    lines = []
+    for domain, name in BOARDS.items():
+        found = board(name)["overall"]
+        names = [n for n in found if n.startswith("qgf-") or n in ("qgf", "bptt", "qfql")]
+        names.sort(key=lambda n: -found[n]["mean"])
+        order = ", ".join(f"{n} {rate(found[n])}" for n in names)
+        lines.append(f"By mean success on {domain}: {order}.")
+    return "\n\n".join(lines)
 
 
 def study(name: str) -> str:
