@@ -116,10 +116,10 @@ def beats() -> str:
         names = [
             n for n in result["methods"] if METHODS[n].kind in kinds and n not in ("qgf", "bc")
         ]
-        tasks = len(result["tasks"])
+        tasks, found = len(result["tasks"]), result["overall"]
         lines.append(
-            f"On {tasks} task{'s' * (tasks > 1)} of {domain}: QGF {rate(result['overall']['qgf'])}, BC "
-            f"{rate(result['overall']['bc'])}; {against_qgf(result, names)}."
+            f"On {tasks} task{'s' * (tasks > 1)} of {domain}: QGF {rate(found['qgf'])}, BC "
+            f"{rate(found['bc'])}; {against_qgf(result, names)}."
         )
     return "\n\n".join(lines)
 
