@@ -316,6 +316,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run() -> None:
     """The `qgf` program: main(), ended at once after Ctrl-C."""
+    # Python's own helper process clears away what that leaves behind; it need not say so.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     try:
         main()
     except SystemExit as stop:
