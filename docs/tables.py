@@ -26,6 +26,14 @@ def interval(pair: list[float]) -> str:
     return f"{100 * pair[0]:.0f} to {100 * pair[1]:.0f}"
 
 
+def success(figures: dict) -> str:
+    return f"{percent(figures['success'])} ({interval(figures['ci95'])})"
+
+
+def points(figures: dict) -> str:
+    return f"{100 * figures['difference']:+.0f} points ({interval(figures['difference_ci95'])})"
+
+
 def quality() -> str:
     rows = []
     for entry in json.loads((ROOT / "results/quality.json").read_text())["runs"]:
@@ -34,9 +42,9 @@ def quality() -> str:
         rows.append(
             [
                 result["env"].removesuffix("-v0").replace("-play-singletask-", " "),
-                f"{percent(bc['success'])} ({interval(bc['ci95'])})",
-                f"{percent(best['test']['success'])} ({interval(best['test']['ci95'])})",
-                f"{percent(ours['success'])} ({interval(ours['ci95'])})",
+                success(bc),
+                success(best["test"]),
+                success(ours),
                 f"{100 * ours['difference']:+.0f} ({interval(ours['difference_ci95'])})",
                 f"{ours['weight']:g}",
                 f"{result['episodes']['tune']} / {ours['episodes']}",
@@ -219,15 +227,21 @@ def goals(name: str) -> str:
         (f"QFQL, w = {qfql['weight']:.3g}", qfql["test"]),
         (f"QGF, w = {ours['weight']:.3g}", ours),
     ):
-        each = [f"{percent(g['success'])} ({interval(g['ci95'])})" for g in test["goals"]]
-        rows.append([label, f"{percent(test['success'])} ({interval(test['ci95'])})", *each])
-    gain = f"{100 * ours['difference']:+.0f} points ({interval(ours['difference_ci95'])})"
+        each = [success(g) for g in test["goals"]]
+        rows.append([label, success(test), *each])
     head = ["", "all goals", *(f"goal {i}" for i in range(1, 1 + len(ours["goals"])))]
     episodes = result["episodes"]
+    again = ""
+    if "second" in kept:
+        test, plain = kept["second"]["qgf"], kept["second"]["bc"]
+        again = (
+            f" A second training seed, at the weight chosen with the first: QGF {success(test)}, "
+            f"BC {success(plain)}, {points(test)}."
+        )
     return (
-        f"{markdown(head, rows)}\n\nQGF − BC: {gain}; {episodes['test']} test episodes and "
+        f"{markdown(head, rows)}\n\nQGF − BC: {points(ours)}; {episodes['test']} test episodes and "
         f"{episodes['tune']} tune episodes of all goals together, "
-        f"{len(result['training_seeds'])} training seed."
+        f"{len(result['training_seeds'])} training seed.{again}"
     )
 
 
@@ -241,8 +255,7 @@ def bootstrapped() -> str:
     ):
         found = result["methods"][name]
         cells = [
-            f"{percent(row['test']['success'])} ({interval(row['test']['ci95'])})"
-            + (", chosen" if row["weight"] == found["weight"] else "")
+            success(row["test"]) + (", chosen" if row["weight"] == found["weight"] else "")
             for row in found["settings"]
         ]
         rows.append([label, *cells])
@@ -251,7 +264,7 @@ def bootstrapped() -> str:
     return (
         f"{markdown(head, rows)}\n\n{test['episodes']} test episodes a weight; weights are chosen "
         f"on {found['settings'][0]['tune']['episodes']} others. QAM's own policy, at that step: "
-        f"{percent(test['success'])} ({interval(test['ci95'])})."
+        f"{success(test)}."
     )
 
 
