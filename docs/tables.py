@@ -193,8 +193,8 @@ def compute() -> str:
     for name in ("bc", "qgf", "bfn-4", "bfn", "qgf+bfn", "gradstep", "bptt"):
         cost = boards[0]["costs"][name]
         ms = [f"{cost['ms'][batch]:.3g}" for batch in ("1", "50")]
-        success = [rate(result["overall"][name]) for result in boards]
-        rows.append([name, *success, *ms, f"{cost['flops'] / 1e6:.0f}"])
+        rates = [rate(result["overall"][name]) for result in boards]
+        rows.append([name, *rates, *ms, f"{cost['flops'] / 1e6:.0f}"])
     head = ["method", *(f"success, {domain}" for domain in BOARDS)]
     return markdown([*head, "ms, batch 1", "ms, batch 50", "MFLOPs"], rows)
 
@@ -220,7 +220,7 @@ def study(name: str) -> str:
 def goals(name: str) -> str:
     """Success on each of OGBench's goals, at weights chosen on other episodes."""
     kept = json.loads((ROOT / f"results/{name}.json").read_text())
-    result, qfql = kept["result"], kept.get("qfql", kept["result"])["methods"]["qfql"]
+    result, qfql = kept["result"], kept["result"]["methods"]["qfql"]
     ours, rows = result["qgf"], []
     for label, test in (
         ("BC", result["bc"]),

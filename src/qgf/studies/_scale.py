@@ -1,6 +1,6 @@
 """Episodes at many guidance weights, and what these weights are without units."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -78,8 +78,13 @@ def best(tasks: Iterable[dict[float, Outcomes]]) -> float:
     return choose(rows)["weight"]
 
 
-def tuned(plan: Plan, name: str, env: str, settings: Iterable[Setting]) -> float:
-    """Return the weight with the best tune episodes, which have been run (`evaluate.choose`)."""
+def tuned(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> float:
+    """Return the weight with the best tune episodes, which have been run (`evaluate.choose`).
+
+    Where there is no choice, no tune episodes are needed.
+    """
+    if len(settings) == 1:
+        return settings[0][0]
     return best([{s[0]: read_episodes(plan, name, env, "tune", s) for s in settings}])
 
 

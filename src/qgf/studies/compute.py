@@ -68,9 +68,8 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
 
 def choose_weight(plan: Plan, name: str, searched: Sequence[Setting]) -> float:
     """Return the weight of the setting with the best tune episodes, by `evaluate.choose`."""
-    if len(searched) == 1:
-        return searched[0][0]
-    run_episodes(plan, ENV, "tune", {name: variant(plan, name, ENV, searched)})
+    if len(searched) > 1:
+        run_episodes(plan, ENV, "tune", {name: variant(plan, name, ENV, searched)})
     return tuned(plan, name, ENV, searched)
 
 

@@ -47,10 +47,10 @@ def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
     names = SMOKE if preset == "smoke" else (*ESTIMATORS,)
     settings = POINTS | {name: [(w, 1) for w in WEIGHTS[preset]] for name in names}
     variants = {name: variant(plan, name, env, found) for name, found in settings.items()}
-    tuned = {name: variants[name] for name, found in settings.items() if len(found) > 1}
-    run_episodes(plan, env, "tune", tuned)
+    searched = {name: variants[name] for name, found in settings.items() if len(found) > 1}
+    run_episodes(plan, env, "tune", searched)
     run_episodes(plan, env, "test", variants)
-    chosen = {name: _choose(plan, name, env, found) for name, found in settings.items()}
+    chosen = {name: tuned(plan, name, env, found) for name, found in settings.items()}
     rows = {
         name: [_episodes(plan, name, env, setting, chosen["qgf"]) for setting in found]
         for name, found in settings.items()
@@ -75,13 +75,6 @@ def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
         "chosen": chosen,
         "rows": rows,
     }
-
-
-def _choose(plan: Plan, name: str, env: str, settings: list[Setting]) -> float:
-    """Return the weight that the tune episodes choose, where there is a choice."""
-    if len(settings) == 1:
-        return settings[0][0]
-    return tuned(plan, name, env, settings)
 
 
 def _episodes(plan: Plan, name: str, env: str, setting: Setting, qgf_weight: float) -> Row:
