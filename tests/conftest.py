@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # All but the command line, whose parser fills in objects of its own while it parses.
 SOURCE = Path(importlib.util.find_spec("qgf").origin).parent
 install_import_hook(
-    [f"qgf.{path.stem}" for path in SOURCE.iterdir() if path.stem not in ("cli", "__init__")],
+    [f"qgf.{path.stem}" for path in SOURCE.iterdir() if path.stem not in ("commands", "__init__")],
     "beartype.beartype",
 )
 

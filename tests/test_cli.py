@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import TASK, TINY
 
-import qgf.cli
+import qgf.commands
 from qgf.checkpoint import list_checkpoints
 from qgf.cli import main
 from qgf.config import PRESETS, Config
@@ -251,7 +251,7 @@ def test_policy_of_another_shape(fails_to_train, data, run):
 
 
 def parsed(argv):
-    return qgf.cli._parse(["train", "--env", "e", "--data", "d", "--out", "o", *argv])
+    return qgf.commands.parse(["train", "--env", "e", "--data", "d", "--out", "o", *argv])
 
 
 def test_options_reach_the_configuration():
@@ -260,8 +260,8 @@ def test_options_reach_the_configuration():
     paper = parsed(["--preset", "paper", "--width", "64"]).config
     assert paper == Config(**{**vars(PRESETS["paper"]), "width": 64})
     assert parsed(["--preset=paper"]).config == PRESETS["paper"]
-    assert qgf.cli._parse_seeds("2..4") == [2, 3, 4]
-    assert qgf.cli._parse_seeds("7") == [7] and qgf.cli._parse_seeds("5,0") == [5, 0]
+    assert qgf.commands._parse_seeds("2..4") == [2, 3, 4]
+    assert qgf.commands._parse_seeds("7") == [7] and qgf.commands._parse_seeds("5,0") == [5, 0]
 
 
 def test_train_prints_where(capsys, monkeypatch):
@@ -394,8 +394,8 @@ def test_ctrl_c_anywhere_else(capsys, monkeypatch):
     def stop(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(qgf.cli.Report, "__call__", stop)
-    monkeypatch.setattr(qgf.cli.Demo, "__call__", stop)
+    monkeypatch.setattr(qgf.commands.Report, "__call__", stop)
+    monkeypatch.setattr(qgf.commands.Demo, "__call__", stop)
     for argv in (["report", "x"], ["demo"]):
         with pytest.raises(SystemExit) as ended:
             main(argv)

@@ -53,7 +53,9 @@ def test_commands_of_the_pages_parse(run, tmp_path):
     text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
     lines = re.findall(r"^    (qgf .*?)(?:  #.*)?$", text, re.MULTILINE)
     assert len(lines) > 8
-    code = "import json, sys; from qgf.cli import _parse; [_parse(a) for a in json.load(sys.stdin)]"
+    code = (
+        "import json, sys; from qgf.commands import parse; [parse(a) for a in json.load(sys.stdin)]"
+    )
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/task2").symlink_to(run)  # a base whose settings are read while parsing
     argv = json.dumps([shlex.split(line)[1:] for line in lines])

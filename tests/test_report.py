@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qgf import cli, evaluate, rollout, video
+from qgf import commands, evaluate, rollout, video
 from qgf._workers import Workers
 from qgf.errors import UserError
 from qgf.report import _verdict, report
@@ -128,7 +128,7 @@ def test_commands_parse_to_what_was_run(evaluated, data):
     assert train["config"] == record["config"]
     assert (train["env"], train["data"]) == (record["env"], str(data))
     assert train["out"] == evaluation["run"] == page["run"] == str(evaluated)
-    assert cli._parse_seeds(train["seeds"]) == record["seeds"]
+    assert commands._parse_seeds(train["seeds"]) == record["seeds"]
     assert (evaluation["weights"], evaluation["best_of"]) == (WEIGHTS, [2])
     assert (evaluation["episodes"], evaluation["tune_episodes"]) == (3, 2)
     assert evaluation["checkpoint"] == "40"
@@ -137,8 +137,8 @@ def test_commands_parse_to_what_was_run(evaluated, data):
 def parse(line):
     """Parse a command in a process where annotations are not checked; tyro bends them."""
     code = (
-        "import dataclasses, json, sys; from qgf.cli import _parse; "
-        "print(json.dumps(dataclasses.asdict(_parse(sys.argv[1:])), default=str))"
+        "import dataclasses, json, sys; from qgf.commands import parse; "
+        "print(json.dumps(dataclasses.asdict(parse(sys.argv[1:])), default=str))"
     )
     done = [sys.executable, "-c", code, *line[1:]]
     return json.loads(subprocess.run(done, capture_output=True, text=True, check=True).stdout)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qgf._processes import shielded, single_threaded
+from qgf._processes import follow_parent, shielded, single_threaded
 from qgf.envs import make_env
 from qgf.errors import UserError
 
@@ -75,6 +75,7 @@ class Workers:
 
 
 def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:
+    follow_parent()
     serve = {"reset": _reset, "act": _act, "render": _render}
     envs: dict[int, Any] = {}
     while True:

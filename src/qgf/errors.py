@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and that of SIGTERM."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class UserError(Exception):
     The message is one line that says what is wrong and how to mend it. The command
     line prints it and exits with code 2; no traceback is shown.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as sent by `kill` and by schedulers: all that answers Ctrl-C answers it too."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,10 +10,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import multiprocessing
-import multiprocessing.connection
-import os
 import platform
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +19,7 @@ import gymnasium
 import numpy as np
 
 from qgf._files import atomic_open, sha256
-from qgf._processes import shielded, single_threaded
+from qgf._processes import follow_parent, shielded, single_threaded
 from qgf._progress import progress
 from qgf.data._oracles import make_oracles
 from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
@@ -215,7 +212,7 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
             np.random.set_state(state)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
+        workers, multiprocessing.get_context("spawn"), initializer=follow_parent
     )
     try:
         with single_threaded(), shielded():
@@ -228,18 +225,6 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # When the parent is killed, its workers end too.
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,0 +1,367 @@
+"""The commands of `qgf` and their options: each parses, calls, prints."""
+
+import contextlib
+import io
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Union
+
+import tyro
+
+from qgf.config import PRESETS, Config
+from qgf.errors import UserError, nearest
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect a dataset from OGBench's scripted oracles."""
+
+    env: Positional[str]
+    """what to collect, e.g. cube-single-play-v0"""
+    out: Path
+    """folder of the dataset; a collection that was cut off goes on where it was"""
+    episodes: int = 1000
+    """training episodes of 1001 steps"""
+    val_episodes: int | None = None
+    """validation episodes; a tenth of the training episodes by default"""
+    shard_episodes: int = 1000
+    """episodes in a file"""
+    workers: int = 2
+    """processes"""
+    seed: int = 0
+    """of the whole dataset; the same bytes for any number of workers"""
+
+    def __call__(self) -> None:
+        from qgf.data.collect import collect
+
+        val_episodes = -(-self.episodes // 10) if self.val_episodes is None else self.val_episodes
+        manifest = collect(
+            self.env,
+            self.out,
+            self.episodes,
+            val_episodes,
+            self.shard_episodes,
+            self.workers,
+            self.seed,
+        )
+        rows = sum(shard.rows for shard in manifest.shards)
+        print(f"{manifest.name}: {rows:,} steps in {self.out}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train what a method acts with: by default a flow policy (BC) and a critic (IQL)."""
+
+    out: Path
+    """folder of the run"""
+    env: str | None = None
+    """…-singletask-taskN-v0, or …-oraclerep-v0 for goals; else the policy alone is trained.
+    --base's by default"""
+    data: Path | None = None
+    """folder of a dataset; --base's by default"""
+    method: str = "qgf"
+    """one of `qgf methods`"""
+    preset: Literal["laptop", "paper"] = "laptop"
+    """the values below that are not given"""
+    seed: int = 0
+    """training seed"""
+    seeds: str | None = None
+    """several seeds at once instead: 0..9 or 0,3,5"""
+    critic: str | None = None
+    """kind of the critic: iql for a task; for goals dqc (the default there) or goal-iql"""
+    policy: Path | None = None
+    """a run whose policy is used as it is; only the critic is trained"""
+    base: Path | None = None
+    """a run of which all learners the method needs are used as they are"""
+    resume: bool = False
+    """continue the run in --out"""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """where metrics go beside metrics.jsonl"""
+    config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["laptop"]
+
+    def __call__(self) -> None:
+        from qgf.train import train
+
+        env, data = self._from_base()
+        seeds = [self.seed] if self.seeds is None else _parse_seeds(self.seeds)
+        try:
+            train(
+                env,
+                data,
+                self.out,
+                self.config,
+                seeds=seeds,
+                method=self.method,
+                critic=self.critic,
+                policy=self.policy,
+                base=self.base,
+                resume=self.resume,
+                logger=self.logger,
+            )
+        except KeyboardInterrupt as stop:
+            if str(stop) or not (self.out / "config.json").exists():
+                raise
+            raise type(stop)("add --resume to continue from the last checkpoint") from None
+        print(f"trained: {self.out}")
+
+    def _from_base(self) -> tuple[str, Path]:
+        """Return env and data, those not given being the base run's."""
+        if self.base is None:
+            if self.env is None or self.data is None:
+                raise UserError("name --env and --data, or a run to build on with --base")
+            return self.env, self.data
+        from qgf.checkpoint import load_record
+
+        record = load_record(self.base)
+        return self.env or record["env"], self.data or Path(record["data"]["folder"])
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a run: choose the guidance weight on some episodes, report it on others."""
+
+    run: Positional[Path]
+    """folder of the run"""
+    method: tuple[str, ...] = ("qgf",)
+    """one or more of `qgf methods`"""
+    critic: Path | None = None
+    """another run whose critic guides, in place of the run's own"""
+    weights: tuple[float, ...] | None = None
+    """guidance weights (or step sizes); by default, for guided flows, one that fits the run's own
+    scale (see `qgf study calibration`), for others each method's own; 0 is always among them"""
+    best_of: tuple[int, ...] = ()
+    """numbers N of samples of best-of-N methods, bfn if none is named"""
+    episodes: int = 50
+    """test episodes for every weight and training seed"""
+    tune_episodes: int | None = None
+    """episodes on which the weight is chosen; as many as --episodes by default"""
+    workers: int = 2
+    """environment processes"""
+    slots: int = 32
+    """episodes that run at a time"""
+    seed: int = 0
+    """of the environments and the noise"""
+    checkpoint: str = "last"
+    """last, best, or a step"""
+    json: Path | None = None
+    """also write the result here (it is always in RUN/eval.json)"""
+    video: Path | None = None
+    """also film the policy and the guided policy side by side (mp4)"""
+
+    def __call__(self) -> None:
+        from qgf._files import write_json
+        from qgf.evaluate import evaluate, format_result
+
+        result = evaluate(
+            self.run,
+            self.weights,
+            methods=self.method,
+            critic=self.critic,
+            episodes=self.episodes,
+            tune_episodes=self.tune_episodes,
+            best_of=self.best_of,
+            workers=self.workers,
+            slots=self.slots,
+            seed=self.seed,
+            checkpoint=self.checkpoint,
+        )
+        if self.json is not None:
+            write_json(self.json, result)
+        print(format_result(result))
+        if self.video is not None:
+            from qgf.video import film
+
+            film(self.run, self.video, weights=(0.0, result["chosen_weight"]), seed=self.seed)
+            print(f"video: {self.video}")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare methods on tasks: train what is missing, evaluate all, write a leaderboard."""
+
+    out: Path
+    """folder of all runs and results; what it holds already is reused"""
+    envs: tuple[str, ...]
+    """…-singletask-taskN-v0, one or more"""
+    data: tuple[Path, ...]
+    """folders of the data sets they need"""
+    methods: tuple[str, ...] = ("qgf", "bfn")
+    """one or more of `qgf methods`; bc is always among them"""
+    seeds: str = "0..1"
+    """training seeds: 0..9 or 0,3,5"""
+    episodes: int = 25
+    """test episodes of a method, task and training seed"""
+    tune_episodes: int = 5
+    """episodes on which a domain's settings are chosen, of a task and training seed"""
+    workers: int = 2
+    """environment processes"""
+    slots: int = 32
+    """episodes that run at a time"""
+    seed: int = 0
+    """of the environments and the noise"""
+    preset: Literal["laptop", "paper"] = "laptop"
+    """the values below that are not given"""
+    config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["laptop"]
+
+    def __call__(self) -> None:
+        from qgf.compare import compare
+
+        compare(
+            self.envs,
+            self.methods,
+            self.data,
+            self.out,
+            self.config,
+            seeds=_parse_seeds(self.seeds),
+            episodes=self.episodes,
+            tune_episodes=self.tune_episodes,
+            workers=self.workers,
+            slots=self.slots,
+            seed=self.seed,
+        )
+        print((self.out / "leaderboard.md").read_text())
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List all methods: what they train, what an action costs, and the idea."""
+
+    def __call__(self) -> None:
+        from qgf.methods import format_methods
+
+        print(format_methods())
+
+
+@dataclass(frozen=True)
+class Study:
+    """Check a figure of the paper: write its data, a figure and what they say."""
+
+    name: Positional[str]
+    """one of the studies, or all"""
+    preset: Literal["smoke", "laptop", "paper"] = "laptop"
+    """how much is measured"""
+    out: Path = Path("studies")
+    """folder of the results"""
+    env: str | None = None
+    """look at this task, or at the goals of this -oraclerep environment, instead (sensitivity,
+    weight and q-optimizer)"""
+
+    def __call__(self) -> None:
+        from qgf.studies import STUDIES, run_study
+
+        for name in STUDIES if self.name == "all" else [self.name]:
+            print(f"{name}: {run_study(name, self.preset, self.out, self.env)}", flush=True)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html and its pictures into a run's folder."""
+
+    run: Positional[Path]
+    """folder of the run, trained and evaluated"""
+    video: bool = True
+    """film a rollout, where rendering works"""
+
+    def __call__(self) -> None:
+        from qgf.report import report
+
+        print(f"report: {report(self.run, video=self.video)}")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Collect, train, evaluate and report on cube-single, in one go."""
+
+    out: Path = Path("demo")
+    """folder of everything; run again, it reuses what is there"""
+    workers: int = 2
+    """processes"""
+
+    def __call__(self) -> None:
+        from qgf.demo import demo
+
+        demo(self.out, workers=self.workers)
+
+
+COMMANDS: dict[str, type] = {
+    "collect": Collect,
+    "train": Train,
+    "eval": Eval,
+    "compare": Compare,
+    "methods": Methods,
+    "study": Study,
+    "report": Report,
+    "demo": Demo,
+}
+
+
+def parse(argv: list[str]) -> Callable[[], None]:
+    """Return the command that the words ask for. UserError if they make no sense."""
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UserError(
+            f"no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}"
+        )
+    missing = tyro.MISSING
+    config = _default_config(argv)
+    defaults = {
+        "train": Train(missing, config=config),
+        "compare": Compare(missing, missing, missing, config=config),
+    }
+    kinds = [
+        Annotated[
+            kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))
+        ]
+        for name, kind in COMMANDS.items()
+    ]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(Union[tuple(kinds)], args=argv, prog="qgf")  # noqa: UP007
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(printed.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """Flatten a parser's framed message to one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    return re.sub(r"\s+", " ", re.sub(r"[─│╭╮╰╯┌┐└┘]", " ", text)).strip()
+
+
+def _default_config(argv: list[str]) -> Config:
+    """Return the settings of --preset or --base, which stand for what is not given."""
+    name, base = _value(argv, "--preset"), _value(argv, "--base")
+    if base is not None and name is None:
+        from qgf.checkpoint import load_record
+
+        return Config(**load_record(Path(base))["config"])
+    return PRESETS.get(name or "laptop", PRESETS["laptop"])
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    """Return what the command line gives for a flag, before it is parsed."""
+    for word, following in itertools.zip_longest(argv, argv[1:]):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+def _parse_seeds(text: str) -> list[int]:
+    match = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if match:
+        seeds = list(range(int(match[1]), int(match[2]) + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", text):
+        seeds = [int(word) for word in text.split(",")]
+    else:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds must be like 0..9 or 0,3,5, got {text!r}")
+    return seeds
