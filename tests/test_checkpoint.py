@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import TINY
+from conftest import TASK, TINY
 
-from qgf._files import write_json
+from qgf._files import read_record, write_json, write_record
 from qgf.checkpoint import (
-    best_step,
     find_checkpoint,
     list_checkpoints,
     load_arrays,
@@ -26,6 +25,7 @@ from qgf.checkpoint import (
 from qgf.config import Spec
 from qgf.errors import UserError
 from qgf.learners.iql import IQL
+from qgf.train import train
 
 
 @pytest.fixture
@@ -37,12 +37,17 @@ def last(run, name="critic"):
     return run / "checkpoints" / "00000040" / f"{name}.safetensors"
 
 
+def edited(path, **changes):
+    """Change a record as a person who says so."""
+    write_record(path, read_record(path) | changes)
+
+
 def test_arrays_come_back_bit_for_bit(tmp_path):
     learner = IQL.create(Spec(4, 3, 2), TINY, jax.random.key(0))
-    save_arrays(tmp_path / "a.safetensors", learner)
+    digest = save_arrays(tmp_path / "a.safetensors", learner)
     shapes = eqx.filter_eval_shape(lambda: IQL.create(Spec(4, 3, 2), TINY, jax.random.key(1)))
     for like in (shapes, IQL.create(Spec(4, 3, 2), TINY, jax.random.key(1))):
-        assert eqx.tree_equal(load_arrays(tmp_path / "a.safetensors", like), learner)
+        assert eqx.tree_equal(load_arrays(tmp_path / "a.safetensors", like, digest), learner)
     names = set(safetensors.numpy.load_file(tmp_path / "a.safetensors"))
     assert {"q.members.0.kernels.0", "target_q.members.1.scales.1", "v.mlp.biases.2"} < names
 
@@ -55,48 +60,56 @@ def test_a_seed_of_a_run(run):
     assert one.config == TINY
 
 
-def test_last_best_and_numbered(run):
-    states = list_checkpoints(run)
-    assert list(states) == [20, 40]
-    best = min(states, key=lambda step: states[step]["validation_loss"])
-    names = {
-        which: int(find_checkpoint(run, which).name) for which in ("last", "best", "20", "0040")
-    }
-    assert names == {"last": 40, "best": best, "20": 20, "0040": 40}
-    with pytest.raises(UserError, match="no checkpoint '30'; it has 20, 40, last, best"):
+def test_last_and_numbered(run):
+    assert list_checkpoints(run) == [20, 40]
+    names = {which: int(find_checkpoint(run, which).name) for which in ("last", "20", "0040")}
+    assert names == {"last": 40, "20": 20, "0040": 40}
+    with pytest.raises(UserError, match="no checkpoint '30'; it has 20, 40, last"):
         find_checkpoint(run, "30")
-    with pytest.raises(UserError, match="no checkpoint 'first'"):
-        find_checkpoint(run, "first")
+    for which in ("first", "\N{SUPERSCRIPT TWO}", "4" * 5000, "-20", ""):
+        with pytest.raises(UserError, match=f"no checkpoint '{which}'"):
+            find_checkpoint(run, which)
 
 
-def test_pruning_keeps_the_last_and_the_best(tmp_path):
-    losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.5, 50: 4.0}
-    for step, loss in losses.items():
-        save_checkpoint(tmp_path, step, {"x": {"y": jnp.ones(2)}}, {"validation_loss": loss})
-    (tmp_path / "checkpoints" / ".writing-abc").mkdir()
-    assert best_step(list_checkpoints(tmp_path)) == 20
+def test_what_is_no_checkpoint_is_passed_over(copied):
+    for name in ("00000040.bak", "00000060", "best", "0000004_"):
+        (copied / "checkpoints" / name).mkdir()
+    shutil.copy(last(copied, "state").with_suffix(".json"), copied / "checkpoints/00000040.bak")
+    assert list_checkpoints(copied) == [20, 40]
+
+
+def test_pruning_keeps_the_last(tmp_path):
+    for step in (10, 20, 30, 40):
+        save_checkpoint(tmp_path, step, {"x": {"y": jnp.ones(2)}})
     prune_checkpoints(tmp_path, keep=2)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["00000020", "00000040", "00000050"]
+    assert kept == ["00000030", "00000040"]
+
+
+def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path):
+    for value in (1.0, 2.0):
+        save_checkpoint(tmp_path, 10, {"x": {"y": jnp.full(2, value)}})
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert safetensors.numpy.load_file(checkpoint / "x.safetensors")["y"].tolist() == [2, 2]
 
 
 def test_half_a_checkpoint_is_none(tmp_path, monkeypatch):
     trees = {"x": {"y": jnp.ones(2)}}
-    save_checkpoint(tmp_path, 10, trees, {"validation_loss": 1.0})
+    save_checkpoint(tmp_path, 10, trees)
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*x\.safetensors: No space left on device"):
-        save_checkpoint(tmp_path, 20, trees, {"validation_loss": 1.0})
+        save_checkpoint(tmp_path, 20, trees)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000010"]
 
 
 def test_unwritable_place(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*Not a directory"):
-        save_checkpoint(tmp_path / "file", 10, {}, {})
+        save_checkpoint(tmp_path / "file", 10, {})
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, 3000])
@@ -116,9 +129,9 @@ def test_header_of_noise(copied):
 
 
 def test_arrays_of_another_shape(copied):
-    record = json.loads((copied / "config.json").read_text())
+    record = read_record(copied / "config.json")
     record["config"]["width"] = 17
-    write_json(copied / "config.json", record)
+    write_record(copied / "config.json", record)
     with pytest.raises(
         UserError, match=r"does not fit its config.json: q\.members\.0\.biases\.0 differs"
     ):
@@ -131,20 +144,139 @@ def test_missing_arrays(copied):
         load_learner(copied, "critic")
 
 
-def test_damaged_state(copied):
-    (copied / "checkpoints" / "00000020" / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"state\.json is not readable JSON"):
-        list_checkpoints(copied)
+def test_every_flipped_bit_of_the_arrays_is_noticed(copied):
+    path = last(copied)
+    content, rng = bytearray(path.read_bytes()), np.random.default_rng(0)
+    for at in [0, len(content) - 1, *rng.integers(len(content), size=20)]:
+        content[at] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"critic.safetensors is damaged \(its SHA-256 differs"):
+            load_learner(copied, "critic")
+
+
+def test_flipped_bits_of_a_borrowed_learner_are_noticed(run, data, tmp_path):
+    train(TASK, data, tmp_path / "run", TINY, seeds=(3, 5), policy=run)
+    path = tmp_path / "run" / "policy.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 0x60
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"policy.safetensors is damaged \(its SHA-256 differs"):
+        load_learner(tmp_path / "run", "policy")
+
+
+def test_arrays_without_a_hash_are_checked_by_themselves(copied):
+    """Runs of format 1 note none."""
+    path, state = last(copied), last(copied).with_name("state.json")
+    write_json(state, {"step": 40, "validation_loss": 1.0})
+    intact = load_learner(copied, "critic")
+    assert eqx.tree_equal(intact, load_learner(copied, "critic"))
+    arrays = safetensors.numpy.load_file(path)
+    name = "q.members.0.biases.0"
+    for change, message in (
+        (np.full_like(arrays[name], np.nan), f"has NaN or infinity in {name}"),
+        (arrays[name].astype(np.int32), f"does not fit its config.json: {name} differs"),
+        (arrays[name].astype(np.float64), f"does not fit its config.json: {name} differs"),
+        (arrays[name][:, :3].copy(), f"does not fit its config.json: {name} differs"),
+    ):
+        safetensors.numpy.save_file({**arrays, name: change}, path)
+        with pytest.raises(UserError, match=message):
+            load_learner(copied, "critic")
 
 
 @pytest.mark.parametrize(
     "text, message",
-    [("{", "is not readable JSON"), ("[]", "not a run's"), ('{"env": 1}', "it has no 'borrowed'")],
+    [
+        ("{", "is not readable JSON"),
+        ("null", "is no JSON object"),
+        ("[" * 100_000, "is not readable JSON: it is nested too deeply"),
+        ('{"step": ' + "1" * 5000 + "}", "is not readable JSON"),
+        ('{"step": NaN}', "is not readable JSON: it holds NaN"),
+        ('{"step": "40"}', "step is '40' where int belongs"),
+        ('{"step": true}', "step is 'True' where int belongs"),
+        ('{"stop": 40}', "has no 'step'"),
+        ('{"step": 20}', "is of step 20: .* was renamed"),
+        ('{"step": 40, "sha256": {}}', "has no 'critic'"),
+        ('{"step": 40, "sha256": {"critic": null}}', "critic is 'None' where str belongs"),
+        ('{"step": 40, "format": 3}', r"has format 3; this qgf reads 1 to 2: upgrade it"),
+        ('{"step": 40, "format": null}', "has format None"),
+        ('{"step": 40, "format": 2}', "its checksum differs"),
+    ],
 )
+def test_damaged_state(text, message, copied):
+    last(copied).with_name("state.json").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_learner(copied, "critic")
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_damage(copied):
+    path = copied / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_record(copied)["seeds"] == [3, 5]
+
+
+@pytest.mark.parametrize("text, message", [("{", "is not readable JSON"), ("[]", "no JSON object")])
 def test_damaged_record(text, message, copied):
     (copied / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
         load_record(copied)
+
+
+def test_a_changed_record_is_noticed_until_it_is_said(copied):
+    path = copied / "config.json"
+    text = path.read_text()
+    for flipped in (
+        text.replace('"discount": 0.99', '"discount": 0.98'),
+        text.replace('"checksum"', '"checkson"'),
+        text.replace('"format"', '"formas"'),
+        text.replace('"format": 2', '"format": 1'),
+    ):
+        assert flipped != text
+        path.write_text(flipped)
+        with pytest.raises(UserError, match="checksum"):
+            load_record(copied)
+    record = json.loads(text)
+    record["config"]["discount"], record["checksum"] = 0.98, "edited"
+    path.write_text(json.dumps(record))
+    assert load_record(copied)["config"]["discount"] == 0.98
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seeds": 3}, "seeds is '3' where list belongs"),
+        ({"seeds": []}, "it has no seeds"),
+        ({"seeds": ["a"]}, r"seeds\[0\] is 'a' where int belongs"),
+        ({"env": None}, "env is 'None' where str belongs"),
+        (
+            {"learners": {"policy": "bd"}},
+            "a policy of a kind that this qgf does not know, 'bd': .* by qgf",
+        ),
+        ({"spec": {"obs": 28}}, "other sizes than qgf knows"),
+        ({"data": {"folder": "d", "name": "n", "sha255": {}}}, "data has no 'sha256'"),
+        ({"config": {"widht": 5}}, "a setting that this qgf does not know, 'widht': .* by qgf"),
+        ({"config": {"width": "5"}}, "width cannot be '5'"),
+        ({"config": {"steps": 5.0}}, "steps cannot be '5.0'"),
+        ({"config": {"times": "never"}}, "times cannot be 'never'"),
+        ({"config": {"chunk_critic": 1}}, "chunk_critic cannot be '1'"),
+        ({"config": {"bc_weight": "1"}}, "bc_weight cannot be '1'"),
+        ({"config": {"width": -5}}, "width must be positive"),
+    ],
+)
+def test_a_record_of_another_form(change, message, copied):
+    edited(copied / "config.json", **change)
+    with pytest.raises(UserError, match=message) as error:
+        load_record(copied)
+    assert "\n" not in str(error.value)
+
+
+def test_an_older_record_gets_the_defaults_of_what_it_lacks(copied):
+    path = copied / "config.json"
+    record = read_record(path)
+    del record["config"]["distill_expectile"]
+    write_json(path, record)  # of format 1
+    assert load_record(copied)["config"]["distill_expectile"] == TINY.distill_expectile
+    assert load_learner(copied, "critic").config == TINY
 
 
 def test_no_run(tmp_path):

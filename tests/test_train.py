@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,13 +16,14 @@ import safetensors.numpy
 from conftest import TASK, TINY
 
 import qgf.train
+from qgf._files import locked, read_record, write_json, write_record
 from qgf._update import Fixed, create_state, train_steps, validation_losses
 from qgf.checkpoint import list_checkpoints, load_learner
 from qgf.config import Spec
 from qgf.data.dataset import Dataset
 from qgf.data.manifest import load_manifest
-from qgf.errors import UserError
-from qgf.train import train
+from qgf.errors import Terminated, UserError
+from qgf.train import TrainingInterrupted, train
 
 NO_TASK = "cube-single-play-v0"
 
@@ -96,18 +98,104 @@ def test_resumed_after_kill_9_equals_uninterrupted(module, function, moment, run
     )
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert list(list_checkpoints(tmp_path / "run")) == [20]
+    assert list_checkpoints(tmp_path / "run") == [20]
     train(TASK, data, tmp_path / "run", TINY, seeds=(3, 5), resume=True)
     assert contents(tmp_path / "run") == contents(run)
 
 
-def test_killed_before_the_first_checkpoint_starts_anew(run, data, tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_killed_before_the_first_checkpoint_starts_anew(resume, run, data, tmp_path):
+    """Also with other settings: what came to nothing binds nobody."""
     out = tmp_path / "run"
-    out.mkdir()
-    shutil.copy(run / "config.json", out)
+    (out / "checkpoints" / ".qgf-abc").mkdir(parents=True)
+    (out / "tensorboard").mkdir()
+    write_record(out / "config.json", read_record(run / "config.json") | {"seeds": [4]})
     (out / "metrics.jsonl").write_text('{"step": 10, "split": "train"}\n{"step": 1')
+    for name in ("fql.safetensors", ".qgf-1", ".lock"):
+        (out / name).write_text("x")
+    train(TASK, data, out, TINY, seeds=(3, 5), resume=resume)
+    assert contents(out) == contents(run)
+    assert not (out / "tensorboard").exists()
+
+
+def test_killed_before_anything_was_written_starts_anew(run, data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".qgf-1").write_text("{")
+    train(TASK, data, tmp_path / "run", TINY, seeds=(3, 5))
+    assert contents(tmp_path / "run") == contents(run)
+
+
+def test_another_programs_configuration_is_left_alone(data, tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "a project of another kind"}')
+    with pytest.raises(UserError, match=r"config.json has no 'env'"):
+        train(TASK, data, tmp_path, TINY)
+    assert contents(tmp_path).keys() == {Path("config.json")}
+
+
+def test_resuming_clears_away_what_a_kill_left(run, data, tmp_path):
+    out = shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(out / "checkpoints" / "00000020", out / "checkpoints" / "00000010")
+    (out / "checkpoints" / ".qgf-half").mkdir()
+    (out / ".qgf-half").write_text("{")
     train(TASK, data, out, TINY, seeds=(3, 5), resume=True)
     assert contents(out) == contents(run)
+    assert not (out / "checkpoints" / ".qgf-half").exists()
+
+
+def test_a_second_training_into_the_same_folder_is_refused(data, tmp_path):
+    with locked(tmp_path / "run"):
+        before = contents(tmp_path / "run")
+        with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on .* since"):
+            train(TASK, data, tmp_path / "run", TINY)
+        assert contents(tmp_path / "run") == before
+
+
+def test_a_damaged_checkpoint_is_not_resumed(run, data, tmp_path):
+    out = shutil.copytree(run, tmp_path / "run")
+    path = out / "checkpoints" / "00000040" / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    before = contents(out)
+    with pytest.raises(UserError, match=r"optimizer.safetensors is damaged"):
+        train(TASK, data, out, config(steps=60), seeds=(3, 5), resume=True)
+    assert contents(out).keys() == before.keys()
+
+
+def test_an_older_run_without_a_newer_setting_is_resumed(run, data, tmp_path):
+    out = shutil.copytree(run, tmp_path / "run")
+    record = read_record(out / "config.json")
+    del record["config"]["distill_expectile"]
+    write_json(out / "config.json", record)
+    for path in out.glob("checkpoints/*/state.json"):
+        write_json(path, {"step": read_record(path)["step"], "validation_loss": 1.0})
+    shutil.rmtree(out / "checkpoints" / "00000040")
+    train(TASK, data, out, TINY, seeds=(3, 5), resume=True)
+    assert contents(out)[Path("config.json")] == contents(run)[Path("config.json")]
+    for name in ("policy", "critic"):
+        assert_close(arrays(out, name), arrays(run, name), 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [10, 30])
+def test_a_signal_is_noted_until_the_step_is_saved(number, at, run, data, tmp_path, monkeypatch):
+    """Also in the last steps: it stops what would come after the training."""
+
+    def interrupted(fixed, state, step, count):
+        if int(step) == at:
+            os.kill(os.getpid(), number)
+        return train_steps(fixed, state, step, count)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(qgf.train, "train_steps", interrupted)
+    kind = {signal.SIGINT: TrainingInterrupted, signal.SIGTERM: Terminated}[number]
+    with pytest.raises(kind, match=f"step {at + 10} is saved"):
+        train(TASK, data, tmp_path / "run", TINY, seeds=(3, 5))
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    monkeypatch.undo()
+    train(TASK, data, tmp_path / "run", TINY, seeds=(3, 5), resume=True)
+    for name in ("policy", "critic"):
+        assert_close(arrays(tmp_path / "run", name), arrays(run, name), 1e-6)
 
 
 def test_windows_of_the_log_do_not_depend_on_an_interruption(data, tmp_path):
@@ -169,8 +257,13 @@ def test_reused_policy_is_the_same_file(run, data, tmp_path):
     assert_close(arrays(b, "policy", 0), arrays(run, "policy", 1), 0)
     assert_close(arrays(b, "critic", 0), arrays(run, "critic", 1), 1e-6)
     assert load_learner(b, "policy").config == TINY
-    with pytest.raises(UserError, match=r"policy was .*a, now .*run"):
-        train(TASK, data, b, config(steps=60), seeds=(5, 3), policy=run, resume=True)
+    # It is known by its arrays, wherever its run lies now.
+    train(TASK, data, b, config(steps=50), seeds=(5, 3), policy=run, resume=True)
+    train(NO_TASK, data, tmp_path / "c", config(steps=10), seeds=(3, 5))
+    with pytest.raises(UserError, match=r"policy was that of .*run, now that of .*c; resume with"):
+        train(TASK, data, b, config(steps=60), seeds=(5, 3), policy=tmp_path / "c", resume=True)
+    with pytest.raises(UserError, match=r"learners was .*, now .*; resume with the old one"):
+        train(TASK, data, b, config(steps=60), seeds=(5, 3), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +323,6 @@ def test_metrics_lines_are_what_the_learners_say(run, data):
         assert (line["step"], line["seed"]) == (40, (3, 5)[i])
         for name, value in losses.items():
             assert line[name] == pytest.approx(float(value[i]), rel=1e-5)
-    state = json.loads((run / "checkpoints" / "00000040" / "state.json").read_text())
-    assert state["step"] == 40
-    assert state["validation_loss"] == pytest.approx(float(losses["loss"].mean()), rel=1e-5)
 
 
 def test_training_learns(run):

@@ -3,24 +3,73 @@
 import contextlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qgf._files import atomic_open
+from qgf._files import atomic_open, check_form, parse_json, seal, sealed
 from qgf.errors import UserError
 
 Logger = Literal["none", "tensorboard", "wandb"]
 
 
+LINE = {"step": int, "split": str, "seed": int}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; a last line that was cut off is left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not what was written.
+    """
+    lines = _lines(path)
+    for number, line in enumerate(lines, 1):
+        if line is None:
+            raise _damaged(path, number)
+    return lines
+
+
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which the resumed run will write again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    """Drop the lines after `step`, which the resumed run will write again.
+
+    So are damaged lines behind the last of them: a machine that lost its power leaves such.
+
+    Raises:
+        UserError: a line before `step` is damaged.
+    """
+    lines = _lines(path) if path.exists() else []
+    kept = [i for i, line in enumerate(lines) if line is not None and line["step"] <= step]
+    for i in range(kept[-1] if kept else 0):
+        if lines[i] is None:
+            raise _damaged(path, i + 1)
     with atomic_open(path, "w") as file:
-        file.writelines(kept)
+        file.writelines(json.dumps(lines[i]) + "\n" for i in kept)
+
+
+def _lines(path: Path) -> list[dict[str, Any] | None]:
+    """Return every whole line, None in place of a damaged one."""
+    try:
+        return [_line(text) for text in path.read_bytes().split(b"\n")[:-1]]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = parse_json(text)
+        check_form(line, LINE, "")
+        check_form(line, {str: (int, float, str)}, "")
+    except (ValueError, UserError):
+        return None
+    # Lines of earlier versions have no checksum.
+    return line if "checksum" not in line or sealed(line) else None
+
+
+def _damaged(path: Path, number: int) -> UserError:
+    return UserError(f"{path}, line {number}, is damaged; restore it, or delete the line")
 
 
 @contextlib.contextmanager
@@ -32,12 +81,13 @@ def metrics_writer(logger: Logger, package: Any, out: Path, record: dict) -> Ite
         for i, seed in enumerate(record["seeds"]):
             values = {name: float(value[i]) for name, value in metrics.items()}
             line = {"step": step, "split": split, "seed": seed, **values}
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(seal(line)) + "\n")
             send(
                 {f"{split}/{name}/seed{seed}": value for name, value in values.items()},
                 step,
             )
         file.flush()
+        os.fsync(file.fileno())
 
     path = out / "metrics.jsonl"
     try:

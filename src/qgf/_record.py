@@ -3,24 +3,27 @@
 import dataclasses
 import importlib.metadata
 import platform
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from qgf._files import LOCK, TEMPORARY, sha256
 from qgf.checkpoint import (
-    find_checkpoint,
+    arrays_digest,
     kinds_held,
     list_checkpoints,
     load_learner,
     load_record,
+    save_arrays,
 )
 from qgf.config import Config, Spec
 from qgf.data.dataset import Dataset
 from qgf.envs import EnvName
 from qgf.errors import UserError
-from qgf.learners import CRITICS, GOAL_CRITICS, LEARNERS, Learner
+from qgf.learners import CRITICS, DEFAULT_KINDS, GOAL_CRITICS, LEARNERS, Learner
 from qgf.methods import find_method, kinds_of
 
 
@@ -91,7 +94,7 @@ def make_record(
     seeds: Sequence[int],
     sources: dict[str, Path],
 ) -> dict:
-    """Return config.json: all that the run's numbers depend on."""
+    """Return config.json: all that the run's numbers depend on, but for what is borrowed."""
     packages = ("qgf", "jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco")
     return {
         "env": env,
@@ -100,9 +103,7 @@ def make_record(
         "config": dataclasses.asdict(config),
         "spec": spec._asdict(),
         "learners": {role: kind for role, kind in kinds.items() if role not in sources},
-        "borrowed": {
-            role: {"run": str(run.resolve()), "kind": kinds[role]} for role, run in sources.items()
-        },
+        "borrowed": {},
         "data": {
             "folder": str(dataset.manifest.folder.resolve()),
             "name": dataset.manifest.name,
@@ -116,47 +117,105 @@ def make_record(
     }
 
 
-def find_start(out: Path, record: dict, resume: bool) -> Path | None:
-    """Return the checkpoint to continue from, or None for a fresh run; write nothing."""
-    path = out / "config.json"
-    if not resume:
-        if path.exists():
+def find_start(out: Path, resume: bool) -> int:
+    """Return the step at which training in `out` begins: 0 if it holds no checkpoint yet.
+
+    Without a checkpoint a folder is as good as new, whatever a run that came to nothing left.
+    """
+    steps, names = list_checkpoints(out), _names(out)
+    if steps:
+        if not resume:
             raise UserError(
                 f"{out} already holds a run; add --resume to continue it, or use another --out"
             )
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is no run; use another --out")
-        return None
-    if not path.exists():
+        return steps[-1]
+    if "config.json" in names:
+        load_record(out)  # another program's file of this name is not ours to replace
+    foreign = {name for name in names if not _ours(name)}
+    if foreign:
+        raise UserError(f"{out} exists and is no run (it holds {min(foreign)}); use another --out")
+    if resume and "config.json" not in names:
         raise UserError(f"{out} holds no run to resume; leave --resume out to start one")
-    differ = _differences(load_record(out), record)
+    return 0
+
+
+def _names(out: Path) -> set[str]:
+    try:
+        return {path.name for path in out.iterdir()}
+    except OSError as error:
+        raise UserError(f"cannot read the folder {out}: {error.strerror or error}") from None
+
+
+def _ours(name: str) -> bool:
+    """Whether a run without a checkpoint may hold a file or folder of that name."""
+    known = {LOCK, "config.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb"}
+    roles = {f"{role}.safetensors" for role in (*DEFAULT_KINDS, *LEARNERS)}
+    return name in known | roles or name.startswith(TEMPORARY)
+
+
+def clear(out: Path) -> None:
+    """Remove what a run that came to nothing left."""
+    for path in out.iterdir():
+        if path.suffix in (".safetensors", ".json", ".jsonl"):
+            path.unlink()
+    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+
+
+def check_same(out: Path, record: dict) -> None:
+    """Raise a UserError if the run in `out` was started with other settings than `record`."""
+    old = load_record(out)
+    differ = _differences(old, record)
     if differ:
         raise UserError(
             f"{out} was started with another configuration: {differ}; resume with the old one"
         )
-    states = list_checkpoints(out)
-    if states and max(states) > record["config"]["steps"]:
-        raise UserError(
-            f"{out} is already at step {max(states)}; resume with --steps of at least that"
-        )
-    return find_checkpoint(out) if states else None
+    last = list_checkpoints(out)[-1]
+    if last > record["config"]["steps"]:
+        raise UserError(f"{out} is already at step {last}; resume with --steps of at least that")
 
 
 def _differences(old: dict, new: dict) -> str:
     def flat(record: dict) -> dict[str, Any]:
         config = {k: v for k, v in record["config"].items() if k != "steps"}
         data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
-        borrowed = {role: source["run"] for role, source in record["borrowed"].items()}
-        same = {k: record[k] for k in ("env", "method", "seeds", "learners")}
-        return config | data | borrowed | same
+        return config | data | {k: record[k] for k in ("env", "method", "seeds", "learners")}
 
     a, b = flat(old), flat(new)
     names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
     return ", ".join(f"{name} was {a.get(name)}, now {b.get(name)}" for name in names)
 
 
-def borrow(role: str, run: Path, record: dict) -> Learner:
-    """Return another run's learner, of the same seeds; note its settings in `record`."""
+def borrow(out: Path, sources: dict[str, Path], record: dict) -> dict[str, Learner]:
+    """Copy other runs' learners, of the same seeds, into `out`; note them in `record`."""
+    # All are read before any is written.
+    found = {role: _borrowed(role, run, record) for role, run in sources.items()}
+    for role, (learner, source) in found.items():
+        digest = save_arrays(out / f"{role}.safetensors", learner)
+        record["borrowed"][role] = source | {"sha256": digest}
+    return {role: learner for role, (learner, _) in found.items()}
+
+
+def borrow_again(out: Path, sources: dict[str, Path], record: dict) -> dict[str, Learner]:
+    """Return the learners that the run in `out` borrowed; note them in `record`.
+
+    UserError if `sources` are others. The same run in another place is told by its arrays.
+    """
+    old = load_record(out)["borrowed"]
+    for role, run in sources.items():
+        if str(run.resolve()) != old[role]["run"]:
+            learner, source = _borrowed(role, run, record)
+            if arrays_digest(learner) != sha256(out / f"{role}.safetensors"):
+                raise UserError(
+                    f"{role} was that of {old[role]['run']}, now that of {run}; resume with the "
+                    "old one"
+                )
+            old[role] |= source
+    record["borrowed"] = old
+    return {role: load_learner(out, role) for role in sources}
+
+
+def _borrowed(role: str, run: Path, record: dict) -> tuple[Learner, dict]:
+    """Return another run's learner, and where it is from and how it was trained."""
     other = load_record(run)
     for name, ours, theirs in (
         ("data", record["data"]["name"], other["data"]["name"]),
@@ -165,6 +224,6 @@ def borrow(role: str, run: Path, record: dict) -> Learner:
     ):
         if ours != theirs:
             raise UserError(f"the {role} of {run} has {name} {theirs}, this run {ours}")
-    source = other["borrowed"].get(role, other)
-    record["borrowed"][role] |= {"config": source["config"]}
-    return load_learner(run, role, seeds=record["seeds"])
+    learner = load_learner(run, role, seeds=record["seeds"])
+    config = other["borrowed"].get(role, other)["config"]
+    return learner, {"run": str(run.resolve()), "kind": kinds_held(other)[role], "config": config}

@@ -3,12 +3,17 @@
 RUN/config.json                     what was asked for, versions, data hashes
 RUN/metrics.jsonl                   losses
 RUN/checkpoints/STEP/*.safetensors  one file a learner, and the optimizer's state
-RUN/checkpoints/STEP/state.json     step and validation loss
+RUN/checkpoints/STEP/state.json     step, and the SHA-256 of each of these files
 """
 
+import dataclasses
+import hashlib
 import os
+import re
 import shutil
 import tempfile
+import types
+import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,59 +23,108 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from qgf._files import atomic_open, read_json, write_json
+from qgf._files import (
+    TEMPORARY,
+    atomic_open,
+    check_form,
+    read_record,
+    retire,
+    write_record,
+)
 from qgf.config import Config, Spec
 from qgf.errors import UserError
 from qgf.learners import LEARNERS, Learner
 
 Tree = TypeVar("Tree")
-RECORD = {"env", "seeds", "config", "spec", "borrowed", "learners", "data"}
+RECORD = {
+    "env": str,
+    "method": str,
+    "seeds": [int],
+    "config": dict,
+    "spec": {str: int},
+    "learners": {str: str},
+    "borrowed": {str: {"run": str, "kind": str, "config": dict}},
+    "data": {"folder": str, "name": str, "sha256": {str: str}},
+    "versions": {"qgf": str},
+    "device": str,
+}
 
 
-def save_arrays(path: Path, tree: Any) -> None:
-    """Write every array of `tree` to a safetensors file, named by its place in the tree."""
-    arrays = {_name(at): np.asarray(leaf) for at, leaf in _leaves(tree)}
+def save_arrays(path: Path, tree: Any) -> str:
+    """Write every array of `tree` to a safetensors file, named by its place in the tree.
+
+    Returns:
+        SHA-256 of the file.
+    """
+    content = _content(tree)
     with atomic_open(path) as file:
-        file.write(safetensors.numpy.save(arrays))
+        file.write(content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def load_arrays(path: Path, like: Tree) -> Tree:
+def arrays_digest(tree: Any) -> str:
+    """Return the SHA-256 that `save_arrays` would return, without writing."""
+    return hashlib.sha256(_content(tree)).hexdigest()
+
+
+def _content(tree: Any) -> bytes:
+    return safetensors.numpy.save({_name(at): np.asarray(leaf) for at, leaf in _leaves(tree)})
+
+
+def load_arrays(path: Path, like: Tree, sha256: str | None) -> Tree:
     """Return `like` (arrays or their shapes) with the arrays of a safetensors file.
 
+    Args:
+        sha256: of the file; None where it was not noted (records of format 1).
+
     Raises:
-        UserError: the file is missing, damaged, or holds other arrays than `like`.
+        UserError: the file is missing, damaged, or holds other arrays than `like`, or NaN.
     """
     try:
-        arrays = safetensors.numpy.load_file(path)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is missing; train again or name another checkpoint") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise UserError(
+            f"{path} is damaged (its SHA-256 differs from the one noted when it was written); "
+            "use another checkpoint"
+        )
+    try:
+        arrays = safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint") from None
     places = _leaves(like)
-    wanted = {_name(at): leaf.shape for at, leaf in places}
-    found = {name: array.shape for name, array in arrays.items()}
+    wanted = {_name(at): (leaf.shape, leaf.dtype) for at, leaf in places}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if wanted != found:
-        differ = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
+        differ = sorted(set(wanted.items()) ^ set(found.items()), key=str)[0][0]
         raise UserError(f"{path} does not fit its config.json: {differ} differs")
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{path} has NaN or infinity in {name}; use another checkpoint")
     leaves = [jax.numpy.asarray(arrays[_name(at)]) for at, _ in places]
     shapes, static = eqx.partition(like, _is_array)
     return eqx.combine(jax.tree.unflatten(jax.tree.structure(shapes), leaves), static)
 
 
-def save_checkpoint(run: Path, step: int, trees: dict[str, Any], state: dict) -> None:
+def save_checkpoint(run: Path, step: int, trees: dict[str, Any]) -> None:
     """Write checkpoints/STEP as a whole: it appears complete or not at all."""
     folder = run / "checkpoints"
     target = folder / f"{step:08d}"
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
         temporary.chmod(0o755)
-        for name, tree in trees.items():
-            save_arrays(temporary / f"{name}.safetensors", tree)
-        write_json(temporary / "state.json", {"step": step, **state})
+        digests = {
+            name: save_arrays(temporary / f"{name}.safetensors", tree)
+            for name, tree in trees.items()
+        }
+        write_record(temporary / "state.json", {"step": step, "sha256": digests})
         if target.exists():
-            shutil.rmtree(target)
+            retire(target)
         os.replace(temporary, target)
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
@@ -82,63 +136,107 @@ def save_checkpoint(run: Path, step: int, trees: dict[str, Any], state: dict) ->
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def list_checkpoints(run: Path) -> dict[int, dict]:
-    """Return the state.json of every complete checkpoint, by step in rising order."""
-    states = sorted((run / "checkpoints").glob("[0-9]*/state.json"))
-    return {int(path.parent.name): read_json(path) for path in states}
+def list_checkpoints(run: Path) -> list[int]:
+    """Return the step of every complete checkpoint, in rising order."""
+    folders = (path.parent for path in (run / "checkpoints").glob("*/state.json"))
+    return sorted(int(f.name) for f in folders if re.fullmatch(r"[0-9]{8,18}", f.name))
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints, the best one, and abandoned writes."""
-    states = list_checkpoints(run)
-    kept = {*list(states)[-keep:], best_step(states)}
-    folder = run / "checkpoints"
-    for step in set(states) - kept:
-        # Renamed first: what is left of a broken-off removal must not look like a checkpoint.
-        os.replace(folder / f"{step:08d}", folder / f".writing-{step:08d}")
-    for abandoned in folder.glob(".writing-*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-
-
-def best_step(states: dict[int, dict]) -> int:
-    """Return the step with the lowest validation loss."""
-    return min(states, key=lambda step: states[step]["validation_loss"])
+    """Remove all but the last `keep` checkpoints."""
+    for step in list_checkpoints(run)[:-keep]:
+        retire(run / "checkpoints" / f"{step:08d}")
 
 
 def find_checkpoint(run: Path, which: str = "last") -> Path:
-    """Return the folder of checkpoint "last", "best" or a step's number.
+    """Return the folder of checkpoint "last" or a step's number.
 
     Raises:
         UserError: the run has no checkpoint, or not that one.
     """
-    states = list_checkpoints(run)
-    if not states:
+    steps = list_checkpoints(run)
+    if not steps:
         raise UserError(f"{run} has no checkpoint; train it with `qgf train --out {run}`")
-    step = {"last": max(states), "best": best_step(states)}.get(which)
-    if step is None:
-        step = int(which) if which.isdecimal() else None
-    if step not in states:
+    step = steps[-1] if which == "last" else int(which) if _STEP.fullmatch(which) else None
+    if step not in steps:
         raise UserError(
-            f"{run} has no checkpoint {which!r}; it has {', '.join(map(str, states))}, last, best"
+            f"{run} has no checkpoint {which!r}; it has {', '.join(map(str, steps))}, last"
         )
     return run / "checkpoints" / f"{step:08d}"
 
 
+_STEP = re.compile(r"[0-9]{1,18}")
+
+
+def digest_of(checkpoint: Path, name: str) -> str | None:
+    """Return the SHA-256 that a checkpoint's state.json notes for NAME.safetensors.
+
+    None if it is of format 1, which notes none. UserError if it is damaged.
+    """
+    path = checkpoint / "state.json"
+    state = read_record(path)
+    check_form(state, {"step": int}, str(path))
+    if state["step"] != int(checkpoint.name):
+        raise UserError(f"{path} is of step {state['step']}: {checkpoint} was renamed")
+    if "sha256" not in state:
+        return None
+    check_form(state, {"sha256": {name: str}}, str(path))
+    return state["sha256"][name]
+
+
 def load_record(run: Path) -> dict:
-    """Return a run's config.json.
+    """Return a run's config.json, with the default of every setting that it lacks.
 
     Raises:
-        UserError: the folder is missing or holds no run.
+        UserError: the folder is missing or holds no run, or config.json is damaged or of a
+            version that knew other settings.
     """
     run = Path(run)
-    if not (run / "config.json").exists():
+    path = run / "config.json"
+    if not path.exists():
         what = "holds no run (no config.json)" if run.is_dir() else "does not exist"
         raise UserError(f"{run} {what}; train one with `qgf train --out {run}`")
-    record = read_json(run / "config.json")
-    missing = RECORD - set(record) if isinstance(record, dict) else RECORD
-    if missing:
-        raise UserError(f"{run / 'config.json'} is not a run's: it has no {min(missing)!r}")
+    record = read_record(path)
+    check_form(record, RECORD, str(path))
+    version = record["versions"]["qgf"]
+    for role, kind in kinds_held(record).items():
+        if kind not in LEARNERS:
+            raise UserError(
+                f"{path}, written by qgf {version}, has a {role} of unknown kind {kind}"
+            )
+    if not record["seeds"] or not {"obs", "action", "chunk"} <= record["spec"].keys() <= {
+        *Spec._fields
+    }:
+        raise UserError(f"{path} is damaged: it has no seeds, or other sizes than qgf knows")
+    for part in (record, *record["borrowed"].values()):
+        part["config"] = dataclasses.asdict(_config(part["config"], path, version))
     return record
+
+
+def _config(settings: dict[str, Any], path: Path, version: str) -> Config:
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(Config)}
+    if unknown:
+        raise UserError(
+            f"{path} has a setting that this qgf does not know, {min(unknown)!r}: it was written "
+            f"by qgf {version}; use that version"
+        )
+    hints = typing.get_type_hints(Config)
+    for name, value in settings.items():
+        if not _fits(value, hints[name]):
+            raise UserError(f"{path} is damaged: {name} cannot be {str(value)[:40]!r}")
+    try:
+        return Config(**settings)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of an annotation's type."""
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, each) for each in typing.get_args(hint))
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def kinds_held(record: dict) -> dict[str, str]:
@@ -158,7 +256,7 @@ def load_learner(
 
     Args:
         name: the learner's role: "policy", "critic", or that of a method.
-        which: "last", "best" or a step's number.
+        which: "last" or a step's number.
 
     Raises:
         UserError: no such run, checkpoint, learner or seed.
@@ -167,14 +265,18 @@ def load_learner(
     borrowed, kind = record["borrowed"].get(name), kinds_held(record).get(name)
     if kind is None:
         raise UserError(f"{run} has no {name}; train one with `qgf train`")
-    path = (run if borrowed else find_checkpoint(run, which)) / f"{name}.safetensors"
+    if borrowed:
+        folder, digest = run, borrowed.get("sha256")
+    else:
+        folder = find_checkpoint(run, which)
+        digest = digest_of(folder, name)
     config = Config(**(borrowed or record)["config"])
     spec = Spec(**record["spec"])
     keys = jax.random.split(jax.random.key(0), len(record["seeds"]))
     like = eqx.filter_eval_shape(
         lambda: eqx.filter_vmap(lambda key: LEARNERS[kind].create(spec, config, key))(keys)
     )
-    learner = load_arrays(path, like)
+    learner = load_arrays(folder / f"{name}.safetensors", like, digest)
     missing = [seed for seed in seeds or [] if seed not in record["seeds"]]
     if missing:
         raise UserError(f"{run} has no {name} of seed {missing[0]}; it has {record['seeds']}")

@@ -1,6 +1,7 @@
 """Hyperparameters of training, and the two presets."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -86,7 +87,7 @@ class Config:
     checkpoint_every: int = 5_000
     """gradient steps between checkpoints"""
     keep: int = 2
-    """latest checkpoints kept, beside the one with the lowest validation loss"""
+    """latest checkpoints kept"""
     resident_gb: float = 4.0
     """gigabytes of data held on the device at once; larger sets rotate through it"""
     rotate_every: int = 1_000
@@ -112,6 +113,13 @@ class Config:
                     f"{name} must be a multiple of dispatch_steps ({self.dispatch_steps}), "
                     f"got {getattr(self, name)}"
                 )
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise a UserError unless all are training seeds, that is 32-bit numbers from 0 on."""
+    for seed in seeds:
+        if not 0 <= seed < 2**31:
+            raise UserError(f"a training seed must lie in [0, 2^31), got {seed}")
 
 
 PRESETS = {

@@ -128,7 +128,7 @@ class Policy:
             method: a name of METHODS; by default the one the run was trained for, or "bc"
                 when it has no critic.
             critic: another run, whose critic takes the place of this run's own.
-            checkpoint: "last", "best" or a step's number.
+            checkpoint: "last" or a step's number.
             seed: one of the run's training seeds; the first by default.
 
         Raises:

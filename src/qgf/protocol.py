@@ -12,6 +12,7 @@ Every finished piece is a file: work that was cut off goes on with the next.
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qgf._files import read_json, write_json
+from qgf._files import read_json, read_record, write_json, write_record
 from qgf._validation import validation_batch
 from qgf._workers import Workers
 from qgf.checkpoint import list_checkpoints, load_learner, load_record, of_seed
-from qgf.config import Config, Spec
+from qgf.config import Config, Spec, check_seeds
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
 from qgf.envs import EnvName
@@ -87,17 +88,22 @@ class Variant(NamedTuple):
 
 
 def check_facts(plan: Plan) -> None:
-    """Note the settings of all results in `plan.out`. UserError if it holds those of others."""
+    """Note the settings of all results in `plan.out`. UserError if it holds those of others.
+
+    Settings under which nothing was made yet bind nobody.
+    """
+    check_seeds(plan.seeds)
     path = plan.out / "compare.json"
-    if path.exists():
-        old, new = read_json(path), plan.facts()
+    made = itertools.chain(plan.out.glob("runs/**/state.json"), plan.out.glob("episodes/**/*.json"))
+    if path.exists() and any(made):
+        old, new = read_record(path), plan.facts()
         differ = [name for name in new if old.get(name) != new[name]]
         if differ:
             raise UserError(
                 f"{plan.out} holds a comparison with other settings ({', '.join(differ)}); "
                 "use them, or another --out"
             )
-    write_json(path, plan.facts())
+    write_record(path, plan.facts())
 
 
 def check_task(env: str) -> None:

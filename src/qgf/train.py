@@ -13,25 +13,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qgf._files import write_json
+from qgf._files import locked, sweep, write_record
 from qgf._log import Logger, logger_package, metrics_writer, truncate_metrics
 from qgf._progress import progress
-from qgf._record import borrow, find_start, learners_of, make_record, sources_of
+from qgf._record import (
+    borrow,
+    borrow_again,
+    check_same,
+    clear,
+    find_start,
+    learners_of,
+    make_record,
+    sources_of,
+)
 from qgf._update import Fixed, Learners, State, create_state, train_steps, validation_losses
 from qgf.checkpoint import (
+    digest_of,
+    find_checkpoint,
     list_checkpoints,
     load_arrays,
-    load_learner,
-    load_record,
     prune_checkpoints,
-    save_arrays,
     save_checkpoint,
 )
-from qgf.config import Config
+from qgf.config import Config, check_seeds
 from qgf.data.dataset import Chunks, Dataset, rotation
 from qgf.data.goals import GoalChunks, GoalDataset
 from qgf.data.manifest import Manifest, load_manifest
-from qgf.errors import UserError
+from qgf.errors import Terminated, UserError
 from qgf.learners import GOAL_CRITICS
 
 
@@ -83,45 +91,47 @@ def train(
             finite (the last checkpoint stays).
         TrainingInterrupted: Ctrl-C; the state was saved.
     """
-    for seed in seeds:
-        if not 0 <= seed < 2**31:
-            raise UserError(f"a training seed must lie in [0, 2^31), got {seed}")
-    manifest = load_manifest(data)
-    kinds = learners_of(env, method, critic)
-    dataset = _dataset(manifest, env, config, kinds)
-    validation = jax.device_put(dataset.validation())
-    spec = dataset.spec(validation)
-    sources = sources_of(env, method, kinds, policy, base)
-    record = make_record(env, method, kinds, dataset, spec, config, seeds, sources)
-    start = find_start(out, record, resume)
-    step = 0 if start is None else int(start.name)
-    rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
-    # All that can be wrong shows itself here, before anything is written.
-    rotating = itertools.chain([next(rotating)], rotating)
-    package = logger_package(logger)
-    if start is None:
-        frozen = {role: borrow(role, source, record) for role, source in sources.items()}
-        write_json(out / "config.json", record)
-        for role, learner in frozen.items():
-            save_arrays(out / f"{role}.safetensors", learner)
-    else:
-        record["borrowed"] = load_record(out)["borrowed"]
-        write_json(out / "config.json", record)
-        frozen = {role: load_learner(out, role) for role in sources}
+    check_seeds(seeds)
+    with locked(out):
+        step = find_start(out, resume)
+        manifest = load_manifest(data)
+        kinds = learners_of(env, method, critic)
+        dataset = _dataset(manifest, env, config, kinds)
+        validation = jax.device_put(dataset.validation())
+        spec = dataset.spec(validation)
+        sources = sources_of(env, method, kinds, policy, base)
+        record = make_record(env, method, kinds, dataset, spec, config, seeds, sources)
+        if step:
+            check_same(out, record)
+        rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
+        # All that can be wrong shows itself here, before anything is written.
+        rotating = itertools.chain([next(rotating)], rotating)
+        package = logger_package(logger)
+        if step:
+            frozen = borrow_again(out, sources, record)
+            sweep(out / "checkpoints")
+            prune_checkpoints(out, config.keep)
+        else:
+            clear(out)
+            frozen = borrow(out, sources, record)
+        write_record(out / "config.json", record)
+        run = _Run(out, config, dataset, jnp.asarray(seeds), frozen)
+        state = create_state(record["learners"], spec, config, run.seeds)
+        if step:
+            state = _restore(find_checkpoint(out), state)
+        truncate_metrics(out / "metrics.jsonl", step)
+        with metrics_writer(logger, package, out, record) as log:
+            _loop(run, state, validation, rotating, step, log)
 
-    run = _Run(out, config, dataset, jnp.asarray(seeds), frozen)
-    state = create_state(record["learners"], spec, config, run.seeds)
-    if start is not None:
-        state = State(
-            {
-                role: load_arrays(start / f"{role}.safetensors", learner)
-                for role, learner in state.learners.items()
-            },
-            load_arrays(start / "optimizer.safetensors", state.optimizer),
-        )
-    truncate_metrics(out / "metrics.jsonl", step)
-    with metrics_writer(logger, package, out, record) as log:
-        _loop(run, state, validation, rotating, step, log)
+
+def _restore(checkpoint: Path, state: State) -> State:
+    """Return the state saved in a checkpoint, shaped like a fresh one."""
+
+    def read(name: str, like: Any) -> Any:
+        return load_arrays(checkpoint / f"{name}.safetensors", like, digest_of(checkpoint, name))
+
+    learners = {role: read(role, learner) for role, learner in state.learners.items()}
+    return State(learners, read("optimizer", state.optimizer))
 
 
 def _loop(
@@ -133,7 +143,6 @@ def _loop(
     log: Callable,
 ) -> None:
     config = run.config
-    losses: dict[str, np.ndarray] = {}
     window: list[dict[str, np.ndarray]] = []
     data = None
     with progress() as bar, _interrupt() as interrupted:
@@ -170,21 +179,18 @@ def _loop(
                 _check_finite(run, losses, step)
                 log("validation", step, losses)
             if checkpoint:
-                _save(run, state, step, losses)
-            if stop and step < config.steps:
-                raise TrainingInterrupted(f"step {step} is saved; add --resume to continue")
+                _save(run, state, step)
+            if stop:
+                raise _stopped(interrupted, f"step {step} is saved; add --resume to continue")
+        if interrupted:  # since the last step was logged
+            raise _stopped(interrupted, f"step {step} is saved, the last")
 
 
-def _save(run: _Run, state: State, step: int, losses: dict[str, np.ndarray]) -> None:
+def _save(run: _Run, state: State, step: int) -> None:
     finite = jax.tree.map(lambda x: jnp.isfinite(x).all(), _arrays(state.learners))
     if not all(map(bool, jax.tree.leaves(finite))):
         _diverged(run, "a parameter", step)
-    save_checkpoint(
-        run.out,
-        step,
-        {**state.learners, "optimizer": state.optimizer},
-        {"validation_loss": float(losses["loss"].mean())},
-    )
+    save_checkpoint(run.out, step, {**state.learners, "optimizer": state.optimizer})
     prune_checkpoints(run.out, run.config.keep)
 
 
@@ -200,7 +206,7 @@ def _check_finite(run: _Run, metrics: dict[str, np.ndarray], step: int) -> None:
 
 
 def _diverged(run: _Run, what: str, step: int) -> None:
-    kept = list(list_checkpoints(run.out))
+    kept = list_checkpoints(run.out)
     last = f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
     raise UserError(
         f"{what} is no longer finite before step {step}; {last}. Use a smaller --learning-rate "
@@ -217,18 +223,30 @@ def _dataset(manifest: Manifest, env: str, config: Config, kinds: dict[str, str]
 
 @contextlib.contextmanager
 def _interrupt() -> Iterator[list[int]]:
-    """Turn a first Ctrl-C into a note in the yielded list; a second one interrupts at once."""
+    """Turn a first Ctrl-C or SIGTERM into a note in the yielded list; a second one acts at once."""
     noted: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        noted.append(number)
-        signal.signal(signal.SIGINT, before)
-
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    before = signal.signal(signal.SIGINT, note)
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What a shell lets its background jobs ignore stays ignored.
+    before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, note)
         yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
+
+
+def _stopped(noted: list[int], message: str) -> KeyboardInterrupt:
+    return (Terminated if noted[0] == signal.SIGTERM else TrainingInterrupted)(message)

@@ -67,7 +67,7 @@ def film(
         weights: guidance weights, from left to right; repeated ones are filmed once.
         seed: of the evaluation.
         episode: number of the test episode, from 0.
-        checkpoint: "last", "best" or a step's number.
+        checkpoint: "last" or a step's number.
 
     Raises:
         UserError: no such run, critic or checkpoint, a bad weight or episode, `out` cannot be

@@ -1,0 +1,70 @@
+"""metrics.jsonl: what is read back, cut off, and said about damage."""
+
+import random
+
+import numpy as np
+import pytest
+
+from qgf._log import metrics_writer, read_metrics, truncate_metrics
+from qgf.errors import UserError
+
+
+@pytest.fixture
+def path(tmp_path):
+    with metrics_writer("none", None, tmp_path, {"seeds": [3, 5]}) as log:
+        for step in (10, 20, 30):
+            log("train", step, {"loss": np.array([step / 7, -step])})
+    return tmp_path / "metrics.jsonl"
+
+
+def test_lines_come_back(path):
+    lines = read_metrics(path)
+    assert [(line["step"], line["seed"], line["loss"]) for line in lines] == [
+        (step, seed, loss) for step in (10, 20, 30) for seed, loss in ((3, step / 7), (5, -step))
+    ]
+    with open(path, "a") as file:
+        file.write('{"step": 40')
+    assert read_metrics(path) == lines
+
+
+def test_truncation(path):
+    whole = path.read_bytes().splitlines(keepends=True)
+    truncate_metrics(path, 20)
+    assert path.read_bytes() == b"".join(whole[:4])
+
+
+def test_no_flip_of_a_line_changes_it_in_silence(path):
+    whole, lines = path.read_bytes(), read_metrics(path)
+    rng = random.Random(0)
+    noticed = 0
+    for at in range(len(whole) - 1):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            read = read_metrics(path)
+            for ours, theirs in zip(read, lines, strict=True):  # the checksum's own name
+                assert {k: ours.get(k) for k in theirs if k != "checksum"} == {
+                    k: theirs[k] for k in theirs if k != "checksum"
+                }
+        except UserError as error:
+            noticed += 1
+            assert "is damaged; restore it, or delete the line" in str(error)
+    assert noticed > 0.9 * len(whole)
+
+
+def test_a_damaged_line_is_named_unless_the_resumed_run_writes_it_again(path):
+    whole = path.read_bytes().splitlines(keepends=True)
+    nothing = bytes(20) + b"\n"
+    for lines, message in (
+        ([whole[0], nothing, *whole[2:]], "line 2, is damaged"),
+        ([*whole[:4], nothing, whole[5]], None),
+        ([*whole[:4], nothing], None),
+    ):
+        path.write_bytes(b"".join(lines))
+        if message:
+            with pytest.raises(UserError, match=message):
+                truncate_metrics(path, 20)
+        else:
+            truncate_metrics(path, 20)
+            assert path.read_bytes() == b"".join(whole[:4])
