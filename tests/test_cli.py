@@ -208,10 +208,13 @@ def test_resume_of_nothing(fails_to_train, data):
 
 def test_folder_of_something_else(capsys, data, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    for out in (tmp_path, tmp_path / "thesis.tex"):
+    for out, message in (
+        (tmp_path, "exists and is no run (it holds thesis.tex); use another --out"),
+        (tmp_path / "thesis.tex", "is not a folder; name another"),
+    ):
         with pytest.raises(SystemExit):
             main(["train", "--env", TASK, "--data", str(data), "--out", str(out), *SMALL])
-        assert "exists and is no run; use another --out" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -235,7 +238,7 @@ def test_full_disk(capsys, data, tmp_path, monkeypatch):
     line = capsys.readouterr().err
     assert stop.value.code == 2 and line.count("\n") == 1
     assert "cannot write" in line and "No space left on device" in line
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("logger, module", [("tensorboard", "tensorboardX"), ("wandb", "wandb")])

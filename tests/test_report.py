@@ -149,7 +149,7 @@ def test_what_is_missing_is_said_and_the_rest_shown(evaluated, tmp_path):
     shutil.copytree(evaluated, run)
     (run / "metrics.jsonl").unlink()
     record = json.loads((run / "config.json").read_text())
-    record["data"]["folder"] = str(tmp_path / "gone")
+    record["data"]["folder"], record["checksum"] = str(tmp_path / "gone"), "edited"
     (run / "config.json").write_text(json.dumps(record))
     report(run, video=False)
     page = read(run)

@@ -202,7 +202,8 @@ def load_record(run: Path) -> dict:
     for role, kind in kinds_held(record).items():
         if kind not in LEARNERS:
             raise UserError(
-                f"{path}, written by qgf {version}, has a {role} of unknown kind {kind}"
+                f"{path} has a {role} of a kind that this qgf does not know, {kind!r}: it was "
+                f"written by qgf {version}; use that version"
             )
     if not record["seeds"] or not {"obs", "action", "chunk"} <= record["spec"].keys() <= {
         *Spec._fields
