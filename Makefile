@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test studies setup clean
 
@@ -11,7 +12,8 @@ demo: $(READY)
 test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -m "" -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) -m "$(if $(ARGS),,not bit_exact)" $(ARGS)
+	$(if $(ARGS),,QGF_TESTS_OPTIMIZED=1 $(PYTEST) -m bit_exact)
 
 studies: $(READY)
 	$(VENV)/bin/qgf study all --preset smoke --out studies

@@ -1,8 +1,12 @@
 """Annotations are checked by beartype in this process; a tiny dataset and a tiny run."""
 
+import ctypes
+import gc
 import importlib.util
 import os
+import resource
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,8 +18,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
-# Tiny networks compile for longer than they run.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Tiny networks compile for longer than they run. What equals to the last bit in programs that are
+# not optimized need not do so in those that are, so `make test` runs tests marked bit_exact apart.
+if "QGF_TESTS_OPTIMIZED" not in os.environ:
+    unoptimized = "--xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {unoptimized}"
 
 # A background job of a shell ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,6 +36,8 @@ install_import_hook(
 
 import shutil  # noqa: E402
 
+import equinox as eqx  # noqa: E402
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from qgf.config import Config  # noqa: E402
@@ -47,6 +56,32 @@ TINY = Config(
     checkpoint_every=20,
     rotate_every=10,
 )
+
+
+# At most this much memory for a process of the tests, so that two run beside other work.
+MEMORY = 2_000_000  # kilobytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Compiled programs are what fills a test process: none outlives its module."""
+    before = peak_memory()
+    yield
+    eqx.clear_caches()
+    jax.clear_caches()
+    gc.collect()
+    # What is free goes back to the system; without, every module adds to the process's size.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    # The first module that goes beyond it fails; the peak is that of the process until now.
+    assert before > MEMORY or peak_memory() <= MEMORY
+
+
+def peak_memory():
+    """The most memory that this process has held, in kilobytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
 
 
 @pytest.fixture(scope="session")

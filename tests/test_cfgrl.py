@@ -18,6 +18,7 @@ def learner():
     return CFGRL.create(Spec(3, 2, 2), Config(width=32, depth=2), jax.random.key(0))
 
 
+@pytest.mark.bit_exact
 @pytest.mark.parametrize("weight, o", [(0.0, NONE), (1.0, POSITIVE)])
 def test_weights_0_and_1_are_the_branches_to_the_last_bit(weight, o, learner):
     obs, noise = normal(33, 3), normal(33, 4, seed=1)

@@ -297,6 +297,7 @@ def network_sampler():
     return eqx.filter_jit(partial(guided_sample, *networks()[:2], steps=4))
 
 
+@pytest.mark.bit_exact
 @pytest.mark.parametrize("rows", [1, 33])
 def test_weight_0_is_the_policy_to_the_last_bit(rows):
     obs = jax.random.normal(jax.random.key(2), (rows, 11))
@@ -306,6 +307,7 @@ def test_weight_0_is_the_policy_to_the_last_bit(rows):
     assert abs(network_sampler()(obs, noise, jnp.full(rows, 0.1)) - plain).max() > 1e-4
 
 
+@pytest.mark.bit_exact
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_weight_0_of_a_formula_is_the_policy_to_the_last_bit(name, start):
     plain = jax.jit(partial(euler, velocity))(*start)
@@ -313,6 +315,7 @@ def test_weight_0_of_a_formula_is_the_policy_to_the_last_bit(name, start):
     assert actions.tobytes() == plain.tobytes() and unguided.tolist() == [0] * 20
 
 
+@pytest.mark.bit_exact
 def test_a_weight_for_every_row_equals_separate_calls():
     obs = jax.random.normal(jax.random.key(2), (4, 11))
     noise = jax.random.normal(jax.random.key(3), (4, 10))

@@ -95,6 +95,7 @@ def test_samples_have_the_moments_of_the_mixture():
     np.testing.assert_allclose(np.cov(actions.T), covariance, atol=0.005)
 
 
+@pytest.mark.bit_exact
 @pytest.mark.parametrize("name", ["qgf", "qfql", "bptt"])
 def test_the_recorded_path_is_the_samplers_to_the_last_bit(name):
     noise = jax.random.normal(jax.random.key(0), (50, 2))

@@ -75,6 +75,7 @@ qgf.train.train({env!r}, Path({data!r}), Path({out!r}), {config!r}, seeds=(3, 5)
 """
 
 
+@pytest.mark.bit_exact
 @pytest.mark.parametrize(
     "module, function, moment",
     [
@@ -103,6 +104,7 @@ def test_resumed_after_kill_9_equals_uninterrupted(module, function, moment, run
     assert contents(tmp_path / "run") == contents(run)
 
 
+@pytest.mark.bit_exact
 @pytest.mark.parametrize("resume", [False, True])
 def test_killed_before_the_first_checkpoint_starts_anew(resume, run, data, tmp_path):
     """Also with other settings: what came to nothing binds nobody."""
@@ -198,6 +200,7 @@ def test_a_signal_is_noted_until_the_step_is_saved(number, at, run, data, tmp_pa
         assert_close(arrays(tmp_path / "run", name), arrays(run, name), 1e-6)
 
 
+@pytest.mark.bit_exact
 def test_windows_of_the_log_do_not_depend_on_an_interruption(data, tmp_path):
     odd = config(steps=60, log_every=30, checkpoint_every=20, keep=9)
     train(TASK, data, tmp_path / "whole", odd, seeds=(3, 5))
@@ -287,6 +290,7 @@ def test_diverging_loss_stops_before_anything_bad_is_saved(data, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
+@pytest.mark.bit_exact
 def test_last_good_checkpoint_survives_a_divergence(run, data, tmp_path, monkeypatch):
     def diverging(fixed, state, step, count):
         bad = int(step) == 30
@@ -346,6 +350,7 @@ def test_steps_differ_from_each_other_and_between_seeds(data):
     assert len({*losses[0], *losses[1]}) == 4
 
 
+@pytest.mark.bit_exact
 def test_rotation_trains_on_every_shard(run, data, tmp_path):
     rotating = config(resident_gb=1e-9, dispatch_steps=10, rotate_every=10)
     train(TASK, data, tmp_path / "whole", rotating, seeds=(3, 5))
