@@ -6,12 +6,13 @@ import equinox as eqx
 import jax
 
 from benchmarks.latency import SPEC, learners
-from qgf.rollout import Arm, Job, roll_out
+from qgf.rollout import Arm, make_jobs, roll_out
 
 ENV = "cube-single-play-singletask-task2-v0"
 WEIGHTS = (0.0, 0.003, 0.01, 0.03, 0.1)
 EPISODES = 20
 WORKERS = 2
+SIZE = 256, 3
 SLOTS = 32
 
 
@@ -21,8 +22,8 @@ def measure(peer: bool) -> dict:
     Both sides act with fresh networks of 3 x 256, which never solve the task, so that every
     episode has its full 200 steps. Our time includes the start of the processes.
     """
-    mine = jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, learners(256, 3))
-    jobs = [Job(Arm(w), 0, "test", episode) for episode in range(EPISODES) for w in WEIGHTS]
+    mine = jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, learners(*SIZE))
+    jobs = make_jobs([Arm("qgf", w) for w in WEIGHTS], 1, {"test": EPISODES})
     start = time.perf_counter()
     outcomes = roll_out(ENV, SPEC, mine, jobs, WORKERS, SLOTS, 0)
     seconds = time.perf_counter() - start
@@ -34,6 +35,7 @@ def measure(peer: bool) -> dict:
     if peer:
         from benchmarks import peer as peers
 
-        taken, _ = peers.evaluate(peers.make_agent(*SPEC, 256, 3), ENV, WEIGHTS, EPISODES, WORKERS)
+        agent = peers.make_agent(SPEC, *SIZE)
+        taken, _ = peers.evaluate(agent, ENV, WEIGHTS, EPISODES, WORKERS)
         result |= {"peer_seconds": taken, "ratio": seconds / taken}
     return result

@@ -28,7 +28,7 @@ def measure(peer: bool, seconds: float) -> dict:
         if peer:
             from benchmarks import peer as peers
 
-            agent = peers.make_agent(*SPEC, width, depth)
+            agent = peers.make_agent(SPEC, width, depth)
             ours = _copy(ours, peers.parameters(agent))
         for batch in BATCHES:
             results[f"{name} batch {batch}"] = _compare(ours, agent, batch, seconds)

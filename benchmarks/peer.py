@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import ogbench
 
+from qgf.config import Spec
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -29,9 +31,7 @@ def use(checkout: str | Path | None = None) -> None:
 
 
 def make_agent(
-    obs_dim: int,
-    action_dim: int,
-    chunk: int,
+    spec: Spec,
     width: int,
     depth: int,
     batch_size: int = 256,
@@ -43,11 +43,11 @@ def make_agent(
 
     config, hidden = get_config(), (width,) * depth
     config.update(batch_size=batch_size, discount=discount, expectile=0.9, tau=0.005)
-    config.update(horizon_length=chunk, action_chunking=True, denoise_steps=10)
+    config.update(horizon_length=spec.chunk, action_chunking=True, denoise_steps=10)
     config.update(bc_lr=3e-4, critic_lr=3e-4, value_lr=3e-4, num_qs=2, q_aggregation="min")
     config.update(actor_hidden_dims=hidden, use_layer_norm=1, activation="gelu")
     config.value_network_kwargs = {"hidden_dims": hidden, "layer_norm": True}
-    return QGFAgent.create(seed, np.zeros((1, obs_dim)), np.zeros((1, action_dim)), config)
+    return QGFAgent.create(seed, np.zeros((1, spec.obs)), np.zeros((1, spec.action)), config)
 
 
 def train_step(agent: Any, batch: Arrays) -> Any:

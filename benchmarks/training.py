@@ -92,5 +92,5 @@ def _theirs(config: Config):
         "next_observations": np.roll(arrays["observations"], -1, 0),
         "terminals": np.zeros(ROWS, np.float32),
     }
-    agent = peer.make_agent(*SPEC, config.width, config.depth, config.batch_size, config.discount)
+    agent = peer.make_agent(SPEC, config.width, config.depth, config.batch_size, config.discount)
     return lambda seconds: peer.training_rate(agent, arrays, seconds)
