@@ -30,6 +30,12 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.fixture
+def later(monkeypatch):
+    """Let two seconds pass."""
+    monkeypatch.setattr(_files.time, "time", lambda now=_files.time.time: now() + 2)
+
+
 def test_a_record_comes_back(tmp_path):
     write_record(tmp_path / "r", RECORD)
     assert read_record(tmp_path / "r") == {**RECORD, "e": [3, 4]}
@@ -111,7 +117,7 @@ def test_a_folder_is_held_by_one(tmp_path):
     assert names(out) == {"result"}
 
 
-def test_a_killed_process_holds_nothing(tmp_path):
+def test_a_killed_process_holds_nothing(later, tmp_path):
     script = (
         "import os, signal, sys; from qgf._files import locked, atomic_open\n"
         "with locked(sys.argv[1]), atomic_open(sys.argv[1] + '/r') as file:\n"
@@ -121,8 +127,9 @@ def test_a_killed_process_holds_nothing(tmp_path):
     assert killed.returncode == -signal.SIGKILL
     assert len(names(tmp_path)) == 2  # the lock's file and the temporary one
     with locked(tmp_path):
-        assert names(tmp_path) == {".lock"}
-    assert not names(tmp_path)
+        write_json(tmp_path / "r", 1)
+        assert names(tmp_path) == {".lock", "r"}
+    assert names(tmp_path) == {"r"}
 
 
 def test_a_lock_removed_by_its_last_holder_is_not_taken_for_held(tmp_path, monkeypatch):
@@ -150,7 +157,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
     assert names(tmp_path) == {"r"}
 
 
-def test_sweeping_spares_what_is_being_written(tmp_path):
+def test_sweeping_spares_what_is_being_written(later, tmp_path):
     (tmp_path / ".qgf-dead").write_text("x")
     (tmp_path / ".qgf-folder").mkdir()
     (tmp_path / ".qgf-folder" / "x").write_text("x")
@@ -160,12 +167,19 @@ def test_sweeping_spares_what_is_being_written(tmp_path):
     assert names(tmp_path) == {"r"}
 
 
-def test_a_retired_folder_is_gone_at_once(tmp_path, monkeypatch):
+def test_sweeping_spares_what_was_only_just_made(tmp_path):
+    """A writer locks its file a moment after making it."""
+    (tmp_path / ".qgf-new").write_text("x")
+    sweep(tmp_path)
+    assert names(tmp_path) == {".qgf-new"}
+
+
+def test_a_retired_folder_is_gone_at_once(later, tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "x").write_text("x")
-    monkeypatch.setattr(_files.shutil, "rmtree", lambda *a, **k: None)  # killed before it
-    retire(tmp_path / "old")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(_files.shutil, "rmtree", lambda *a, **k: None)  # killed before it
+        retire(tmp_path / "old")
     assert all(name.startswith(".qgf-") for name in names(tmp_path))
     sweep(tmp_path)
     assert not names(tmp_path)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -115,14 +116,22 @@ def test_killed_before_the_first_checkpoint_starts_anew(resume, run, data, tmp_p
     (out / "metrics.jsonl").write_text('{"step": 10, "split": "train"}\n{"step": 1')
     for name in ("fql.safetensors", ".qgf-1", ".lock"):
         (out / name).write_text("x")
+    aged(out)
     train(TASK, data, out, TINY, seeds=(3, 5), resume=resume)
     assert contents(out) == contents(run)
     assert not (out / "tensorboard").exists()
 
 
+def aged(folder):
+    """Let all in a folder be a minute old: what is new may be in use."""
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() - 60,) * 2)
+
+
 def test_killed_before_anything_was_written_starts_anew(run, data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".qgf-1").write_text("{")
+    aged(tmp_path)
     train(TASK, data, tmp_path / "run", TINY, seeds=(3, 5))
     assert contents(tmp_path / "run") == contents(run)
 
@@ -139,6 +148,7 @@ def test_resuming_clears_away_what_a_kill_left(run, data, tmp_path):
     shutil.copytree(out / "checkpoints" / "00000020", out / "checkpoints" / "00000010")
     (out / "checkpoints" / ".qgf-half").mkdir()
     (out / ".qgf-half").write_text("{")
+    aged(out)
     train(TASK, data, out, TINY, seeds=(3, 5), resume=True)
     assert contents(out) == contents(run)
     assert not (out / "checkpoints" / ".qgf-half").exists()

@@ -30,7 +30,7 @@ def atomic_open(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` that replaces it when the block succeeds.
 
     The content is synced to disk before the rename. When the block raises, the temporary file
-    is removed and `path` is as it was; what a killed process leaves, `sweep` removes.
+    is removed and `path` is as it was. What killed writers left in the folder is removed.
 
     Raises:
         UserError: the folder cannot be written (permission, no space).
@@ -40,6 +40,7 @@ def atomic_open(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     encoding = None if "b" in mode else "utf-8"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
         with os.fdopen(handle, mode, encoding=encoding) as file:
             _flock(handle)  # tells `sweep` that its writer lives
@@ -69,7 +70,8 @@ def sweep(folder: str | Path) -> None:
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDONLY)
             try:
-                if _flock(handle):
+                # Between making a file and locking it a living writer is without a lock.
+                if time.time() - os.fstat(handle).st_mtime > 1 and _flock(handle):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             finally:
                 os.close(handle)
@@ -110,7 +112,6 @@ def locked(folder: str | Path) -> Iterator[None]:
             os.pwrite(handle, json.dumps(who).encode(), 0)
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-        sweep(folder)
         yield
 
 

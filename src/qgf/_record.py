@@ -158,7 +158,8 @@ def clear(out: Path) -> None:
     for path in out.iterdir():
         if path.suffix in (".safetensors", ".json", ".jsonl"):
             path.unlink()
-    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def check_same(out: Path, record: dict) -> None:

@@ -1,0 +1,34 @@
+"""Attack qgf with kills, flipped bytes and senseless command lines.
+
+python tests/attack --kills 200 --flips 2000 --commands 1000 --seed 0 --json FILE
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+parser = argparse.ArgumentParser(description=__doc__)
+for name in ("kills", "flips", "commands", "seed"):
+    parser.add_argument(f"--{name}", type=int, default=0)
+parser.add_argument("--json", type=Path)
+options = parser.parse_args()
+
+with tempfile.TemporaryDirectory(prefix="qgf-attack-") as scratch:
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/cache")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+    import kills
+
+    found = {}
+    for name, attack in (("kills", kills.attack),):
+        if count := getattr(options, name):
+            folder = Path(scratch) / name
+            folder.mkdir()
+            found[name] = attack(folder, count, options.seed, lambda text: print(text, flush=True))
+print(json.dumps(found, indent=1))
+if options.json:
+    options.json.write_text(json.dumps(found, indent=1) + "\n")
+sys.exit(any(each["wrong"] for each in found.values()))
