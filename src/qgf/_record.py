@@ -177,7 +177,7 @@ def check_same(out: Path, record: dict) -> None:
 
 def _differences(old: dict, new: dict) -> str:
     def flat(record: dict) -> dict[str, Any]:
-        config = {k: v for k, v in record["config"].items() if k != "steps"}
+        config = {k: v for k, v in record["config"].items() if k not in ("steps", "keep")}
         data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
         return config | data | {k: record[k] for k in ("env", "method", "seeds", "learners")}
 

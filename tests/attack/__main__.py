@@ -4,6 +4,7 @@ python tests/attack --kills 200 --flips 2000 --commands 1000 --seed 0 --json FIL
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -20,13 +21,13 @@ with tempfile.TemporaryDirectory(prefix="qgf-attack-") as scratch:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/cache")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
-    import kills
-
+    # Kills come first: they fork, which a process with threads must not do.
     found = {}
-    for name, attack in (("kills", kills.attack),):
+    for name in ("kills", "flips"):
         if count := getattr(options, name):
             folder = Path(scratch) / name
             folder.mkdir()
+            attack = importlib.import_module(name).attack
             found[name] = attack(folder, count, options.seed, lambda text: print(text, flush=True))
 print(json.dumps(found, indent=1))
 if options.json:
