@@ -7,6 +7,7 @@ white space changes nothing. A result that differs and a traceback are faults.
 
 import contextlib
 import io
+import itertools
 import random
 import shutil
 from collections.abc import Callable
@@ -116,7 +117,7 @@ def attack(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> d
     missing = READERS.keys() - {path.name for path in every}
     assert not missing, f"not there: {missing}"
     whole = {path: path.read_bytes() for path in every}
-    right = {reader: reader(readers) for readers_ in READERS.values() for reader in readers_}
+    right = {reader: reader(readers) for reader in {*itertools.chain(*READERS.values())}}
     say(f"flips: seed {seed}; files: {len(every)}")
     noticed, harmless, wrong = 0, 0, []
     for _ in range(count):
