@@ -12,6 +12,7 @@ import safetensors.numpy
 from conftest import TASK, TINY
 
 from qgf._files import read_record, write_json, write_record
+from qgf._validation import validation_batch
 from qgf.checkpoint import (
     find_checkpoint,
     list_checkpoints,
@@ -277,6 +278,22 @@ def test_an_older_record_gets_the_defaults_of_what_it_lacks(copied):
     write_json(path, record)  # of format 1
     assert load_record(copied)["config"]["distill_expectile"] == TINY.distill_expectile
     assert load_learner(copied, "critic").config == TINY
+
+
+def test_data_moved_together_with_the_run_are_found(data, tmp_path):
+    before, after = tmp_path / "scratch", tmp_path / "home"
+    shutil.copytree(data, before / "data")
+    train("cube-single-play-v0", before / "data", before / "runs" / "bc", TINY)
+    before.rename(after)
+    record = load_record(after / "runs" / "bc")
+    assert record["data"]["folder"] == str(after / "data")
+    batch = validation_batch(record, 5)
+    np.testing.assert_array_equal(
+        batch.obs,
+        validation_batch(record | {"data": record["data"] | {"folder": str(data)}}, 5).obs,
+    )
+    (after / "data").rename(tmp_path / "elsewhere")
+    assert load_record(after / "runs" / "bc")["data"]["folder"] == str(before / "data")
 
 
 def test_no_run(tmp_path):

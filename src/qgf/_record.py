@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -85,6 +86,7 @@ def sources_of(
 
 
 def make_record(
+    out: Path,
     env: str,
     method: str,
     kinds: dict[str, str],
@@ -96,6 +98,7 @@ def make_record(
 ) -> dict:
     """Return config.json: all that the run's numbers depend on, but for what is borrowed."""
     packages = ("qgf", "jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco")
+    folder = dataset.manifest.folder.resolve()
     return {
         "env": env,
         "method": method,
@@ -105,7 +108,8 @@ def make_record(
         "learners": {role: kind for role, kind in kinds.items() if role not in sources},
         "borrowed": {},
         "data": {
-            "folder": str(dataset.manifest.folder.resolve()),
+            "folder": str(folder),
+            "relative": os.path.relpath(folder, out.resolve()),
             "name": dataset.manifest.name,
             "sha256": {shard.file: shard.sha256 for shard in dataset.manifest.shards},
         },

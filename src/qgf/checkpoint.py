@@ -187,6 +187,8 @@ def digest_of(checkpoint: Path, name: str) -> str | None:
 def load_record(run: Path) -> dict:
     """Return a run's config.json, with the default of every setting that it lacks.
 
+    Data that were moved together with the run are found where they lie now.
+
     Raises:
         UserError: the folder is missing or holds no run, or config.json is damaged or of a
             version that knew other settings.
@@ -211,6 +213,10 @@ def load_record(run: Path) -> dict:
         raise UserError(f"{path} is damaged: it has no seeds, or other sizes than qgf knows")
     for part in (record, *record["borrowed"].values()):
         part["config"] = dataclasses.asdict(_config(part["config"], path, version))
+    data = record["data"]
+    moved = (run / str(data.get("relative", ""))).resolve()
+    if not Path(data["folder"]).is_dir() and "relative" in data and moved.is_dir():
+        data["folder"] = str(moved)
     return record
 
 

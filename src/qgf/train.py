@@ -100,7 +100,7 @@ def train(
         validation = jax.device_put(dataset.validation())
         spec = dataset.spec(validation)
         sources = sources_of(env, method, kinds, policy, base)
-        record = make_record(env, method, kinds, dataset, spec, config, seeds, sources)
+        record = make_record(out, env, method, kinds, dataset, spec, config, seeds, sources)
         if step:
             check_same(out, record)
         rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
