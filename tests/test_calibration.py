@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from telling import draws, intervals, tells
 
 import qgf
 from qgf._validation import validation_batch
@@ -182,13 +182,16 @@ def study(default, tuned, carried):
     }
 
 
-def test_words_follow_the_data():
-    good = calibration.say(study((9, 10, 10, 10), (10, 10, 10, 10), (3, 4, 4, 4)))
-    assert "one default is good enough" in good  # ten points below, but not more, on one task
-    assert "it differs by +60 points" in good and "tuned weights by -2 points" in good
-    assert "90% (70 to 97) with the default" in good and "clearly better" in good
-    bad = calibration.say(study((10, 8), (10, 10), (10, 10)))
-    assert "one default is not good enough" in bad and "clearly better" not in bad
+def test_verdicts_and_numbers_follow_the_data():
+    data = study((9, 10, 10, 10), (10, 10, 10, 10), (3, 4, 4, 4))
+    assert calibration.serves(data)  # ten points below on one task, but not more
+    said = calibration.say(data)
+    assert tells(said, 0.03, 60) and tells(said, 4, -2) and tells(said, 90, 70, 97)
+    assert "not good enough" not in said and "clearly better" in said
+    data = study((10, 8), (10, 10), (10, 10))
+    assert not calibration.serves(data)
+    said = calibration.say(data)
+    assert "not good enough" in said and "clearly better" not in said
     assert "clearly worse" in calibration.say(study((4, 3), (10, 10), (10, 10)))
 
 
@@ -199,8 +202,17 @@ def test_average_must_be_known_well_enough():
         assert not calibration.serves(data | {"against": data["against"] | {name: difference}})
 
 
-def test_figure():
-    assert isinstance(calibration.draw(study((9, 10), (10, 10), (3, 4))), Figure)
+def test_figure_has_every_way_on_every_task():
+    data = study((9, 10), (8, 7), (3, 4))
+    left, right = calibration.draw(data).axes
+    shares = {"bc": (0.1, 0.1), "default": (0.9, 1.0), "tuned": (0.8, 0.7), "carried": (0.3, 0.4)}
+    drawn = {tuple(line.get_ydata()) for line in left.lines if line.get_linestyle() == "None"}
+    assert {*shares.values()} <= drawn
+    ends = np.array([segment[:, 1] for segment in intervals(left)])
+    wanted = [task["ways"][name]["ci95"] for name in shares for task in data["held_out"]]
+    np.testing.assert_allclose(np.sort(ends, 0), np.sort(wanted, 0))
+    assert draws(right, [0.1, 0.4], [0.5, 0.8])
+    assert any(list(line.get_xdata()) == [0.4, 0.4] for line in right.lines)  # the default
 
 
 def test_weight_of_a_run_follows_its_scale(run, tmp_path):

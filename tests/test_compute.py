@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from telling import draws, tells
 
 from qgf._costs import flops
 from qgf.config import Config, Spec
@@ -86,40 +86,35 @@ def example(qgf, bfn4, bfn16, both, cost):
     return {"env": "e", "seeds": 2, "tune_episodes": 10, "rows": rows}
 
 
-def test_words_follow_the_data():
+def test_verdicts_and_numbers_follow_the_data():
     agreeing = compute.say(example(0.9, 0.5, 0.9, 0.9, 7.0))
-    assert "QGF − BFN(4) is +40 (" in agreeing
-    assert "weights chosen on 10 tune episodes each" in agreeing
-    assert "BFN(4) does worse, as the paper says" in agreeing
-    assert "3.50 times QGF's FLOPs" in agreeing and "far more by every count" in agreeing
-    assert "no difference shown, as the paper says" in agreeing
-    assert "search on top shows no effect" in agreeing
+    # QGF less BFN(4), and what BFN(4) costs of QGF's FLOPs and milliseconds, alone and for 50.
+    assert "QGF − BFN(4) is +40 (" in agreeing and tells(agreeing, 3.5, 3.5, 3.5, 50)  # one by one
+    assert tells(agreeing, 10, 10)  # weights chosen on so many tune episodes
+    assert agreeing.count("as the paper says") == 3 and "unlike" not in agreeing
     opposite = compute.say(example(0.4, 0.9, 0.9, 0.1, 1.5))
-    assert "QGF − BFN(4) is -50 (" in opposite
-    assert "BFN(4) does better, unlike the paper" in opposite
-    assert "not more by every count, unlike the paper" in opposite
-    assert "QGF+BFN(4) − BFN(16) is -80" in opposite and "it does worse, unlike" in opposite
-    assert "search on top harms" in opposite
+    assert "QGF − BFN(4) is -50 (" in opposite and "QGF+BFN(4) − BFN(16) is -80" in opposite
+    assert opposite.count("unlike the paper") == 3 and "as the paper says" not in opposite
+    # A difference not shown, a cost that is higher but not far, and more than the claim.
     dearer = compute.say(example(0.4, 0.4, 0.1, 0.9, 3.0))
-    assert "no difference shown, unlike the paper. BFN(4) takes 1.50 times" in dearer
-    assert "more, but not 2 times as much" in dearer
-    assert "it does better, more than the paper says" in dearer and "on top helps" in dearer
-    assert "far more by every count" not in opposite + dearer
+    assert dearer.count("unlike the paper") == 1 and "as the paper says" not in dearer
+    assert tells(dearer, 1.5, 1.5, 1.5)
+    effects = [said.split("search on top ")[1].split()[0] for said in (agreeing, opposite, dearer)]
+    assert effects == ["shows", "harms.", "helps."]
 
 
-def test_a_preset_without_the_comparisons_says_so():
+def test_a_preset_without_the_comparisons_compares_nothing():
     data = example(0.9, 0.5, 0.9, 0.9, 7.0)
     data |= {"tune_episodes": 0, "rows": [data["rows"][0], data["rows"][3]]}
     said = compute.say(data)
-    assert "the claim is not tested" in said and "weights given, not chosen" in said
-    assert "the claim is not tested" not in compute.say(example(0.9, 0.5, 0.9, 0.9, 7.0))
+    assert "paper says" not in said and "unlike" not in said and "chosen on" not in said
 
 
 def test_figure_has_success_against_both_costs():
-    figure = compute.draw(example(0.9, 0.5, 0.9, 0.9, 7.0))
-    assert isinstance(figure, Figure) and len(figure.axes) == 2
-    for axes in figure.axes:
-        lines = {tuple(line.get_xdata()) for line in axes.lines}
-        assert (1.0, 7.0, 28.0) in lines and (8.0,) in lines
+    panels = compute.draw(example(0.9, 0.5, 0.7, 0.8, 7.0)).axes
+    assert len(panels) == 2
+    for axes in panels:
+        assert draws(axes, [1, 7, 28], [0.1, 0.5, 0.7])
+        assert draws(axes, [2], [0.9]) and draws(axes, [8], [0.8]) and draws(axes, [1.5], [0.5])
         assert [text.get_text() for text in axes.texts] == ["1", "4", "16", "4"]
     assert len({color for color, _, _ in compute.STYLES.values()}) == len(compute.STYLES)

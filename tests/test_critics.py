@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from matplotlib.figure import Figure
+from telling import draws, tells
 
 from qgf.config import Config, Spec
 from qgf.learners import LEARNERS
@@ -163,39 +163,49 @@ def data():
     return {**facts, "bc": rows[0]["test"], "critics": rows}
 
 
-def test_words_follow_the_data(data):
+def test_verdicts_and_numbers_follow_the_data(data):
     said = critics.say(data)
-    assert "mean return is -60.0, that of never solving -100:" in said
-    assert "gains +20 points" in said and "as the paper says" in said
-    assert "chunks better do succeed more (rank correlation 1.00 over 4" in said
-    assert "interval: IQL 0.7, bootstrapped." in said
-    assert "0.40, +3.5, 7.0 | 0.40, -4.5, 7.0" in said
+    assert tells(said, -60, -100)  # the cloned policy's mean return, and that of never solving
+    assert tells(said, 20, 0.9, 95, 10, 30) and "unlike the paper" not in said
+    assert tells(said, 1.00, 4) and "do not succeed more" not in said  # ranks of 4 critics
+    (differing,) = [part for part in said.split(". ") if part.startswith("Of IQL 0.9 differ")]
+    assert differing.split(": ")[1] == "IQL 0.7, bootstrapped"
+    assert tells(said, 0.4, 3.5, 7, 0.4, -4.5, 7)
 
     turned = copy.deepcopy(data)
     turned["critics"][3]["over_iql"] = (-0.1, (-0.2, -0.05))
     for one, spearman in zip(turned["critics"], (0.4, 0.7, 0.5, 0.3), strict=True):
         one["cloned"]["spearman"] = spearman
     said = critics.say(turned)
-    assert "unlike the paper" in said and "as the paper says" not in said
-    assert "do not succeed more (rank correlation -1.00" in said
+    assert "unlike the paper" in said
+    assert tells(said, -1.00, 4) and "do not succeed more" in said
 
+    # A gain whose interval holds 0 is neither.
     unsure = copy.deepcopy(data)
     unsure["critics"][3]["over_iql"] = (0.1, (-0.05, 0.2))
-    assert "but the interval holds 0" in critics.say(unsure)
+    said = critics.say(unsure)
+    assert tells(said, 10, 0.9, 95, -5, 20)
+    assert "unlike the paper" not in said and "as the paper says" not in said
 
 
-def test_what_was_left_out_is_said(data):
-    assert "left out" not in critics.say(data)
+def test_what_was_left_out_gets_no_verdict(data):
     del data["critics"][3]
-    assert "was left out" in critics.say(data) and "not tested" in critics.say(data)
+    said = critics.say(data)
+    assert "unlike the paper" not in said and "as the paper says" not in said
+    assert tells(said, 1.00, 3)
     for one in data["critics"]:
         one["cloned"]["spearman"] = None
-    assert "cannot be told" in critics.say(data)
+    assert not tells(critics.say(data), 1.00, 3)
 
 
-def test_figure(data):
+def test_figure_has_what_is_known_of_every_critic(data):
     data["critics"][1]["cloned"]["spearman"] = None
-    figure = critics.draw(data)
-    assert isinstance(figure, Figure) and len(figure.axes) == 3
-    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == ["IQL 0.9", "IQL 0.7", "Monte Carlo", "bootstrapped"]
+    success, ranks, bias = critics.draw(data).axes
+    at = [0, 1, 2, 3]
+    assert draws(success, [0.5, 0.3, 0.4, 0.7], at)
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in success.lines)  # unguided BC
+    drawn = [line.get_xdata() for line in ranks.lines]
+    np.testing.assert_array_equal(drawn, [[0.5, np.nan, 0.4, 0.7], [0.5, 0.3, 0.4, 0.7]])
+    assert draws(bias, [3.5] * 4, at) and draws(bias, [-4.5] * 4, at)
+    labels = [text.get_text() for text in success.get_yticklabels()]
+    assert labels == [critics._label(row["name"]) for row in data["critics"]]

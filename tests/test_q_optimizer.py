@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from telling import tells
 
 from qgf.data.manifest import load_manifest
 from qgf.guidance import ESTIMATORS
@@ -123,20 +123,22 @@ def made(worst, best):
     }
 
 
-def test_words_follow_the_data():
+def test_verdicts_and_numbers_follow_the_data():
     agreeing = made("qfql", "qgf")
     assert [*q_optimizer.verdicts(agreeing).values()] == [True] * 5
     said = q_optimizer.say(agreeing)
-    assert "highest Q of any weight is -4, of qfql" in said
-    assert "qfql (w = 0.1) +3, 20% (10% to 30%), 2.000" in said
-    assert "40 test episodes" in said and "actions have 1.250" in said
-    assert "of BC's by +50 points (+45 to +55)" in said and "Nothing contradicts it." in said
+    assert tells(said, -4, -4, -7.5, -10)  # the highest Q; that of qfql, of qgf and of BC
+    assert tells(said, 0.1, 3, 20, 10, 30, 2)  # qfql's weight, gain, success and distance
+    assert tells(said, 40, 95, 1.25) and tells(said, 50, 45, 55)
     turned = made("qgf", "qfql")
     turned["rows"]["bfn"] = [row(0.0, 1.5, 0.1, 1.0)]
     assert not any(q_optimizer.verdicts(turned).values())
-    said = q_optimizer.say(turned)
-    assert "is -4, of qgf" in said and "No part is as the paper says. Unlike" in said
-    assert said.endswith("; qgf succeeds most; best of 16 is ahead of qgf.")
+    for text, place in (
+        (said, "As the paper says: "),
+        (q_optimizer.say(turned), "Unlike the paper"),
+    ):
+        (_, listed) = text.split(place)
+        assert all(part in listed for part in q_optimizer.verdicts(agreeing))
 
 
 def test_a_tie_bears_out_nothing():
@@ -158,7 +160,6 @@ def test_weight_of_equal_q_is_the_nearest_gain():
 def test_figure_has_a_curve_an_estimator():
     data = made("qfql", "qgf")
     figure = q_optimizer.draw(data)
-    assert isinstance(figure, Figure) and len(figure.axes) == 3
     for axes, key in zip(figure.axes, ("success", "distance", "log_likelihood"), strict=True):
         lines = {line.get_label(): line for line in axes.get_lines()}
         assert ESTIMATORS.keys() <= lines.keys()

@@ -1,13 +1,12 @@
 """The scaling study: counts by hand, overfitting of known curves, words and figure."""
 
-import copy
 import dataclasses
 import json
 
 import equinox as eqx
 import jax
 import pytest
-from matplotlib.figure import Figure
+from telling import draws, tells
 
 from qgf.config import PRESETS, Config, Spec
 from qgf.learners import LEARNERS
@@ -83,23 +82,19 @@ def data(qgf, qam, qam_curves=FALLING, policy=FALLING):
     return {"env": scaling.ENV, "training_seeds": 1, "steps": 4000, "rows": rows}
 
 
-def test_words_follow_the_data():
-    claimed = data((0.2, 0.6, 0.8), (0.5, 0.5, 0.2), OVERFIT, OVERFIT)
-    said = scaling.say(claimed)
-    assert "qgf goes from 20% (15 to 25) at the smallest size to 80% (75 to 85)" in said
-    assert "0.32M (4.0 times, intervals apart)" in said
-    assert "That is as the paper says of gains." in said
-    assert "qam overfits (+50% and -50%)" in said and "is seen here" in said
-    assert "QAM collapses there, with 20%" in said and "training seed (95%" in said
-
-    opposite = scaling.say(data((0.5, 0.5, 0.4), (0.2, 0.5, 0.8)))
-    assert "That is not what the paper says of gains." in opposite
-    assert "qam does not overfit (+0% and +0%)" in opposite
-    assert "QAM does not collapse" in opposite and "not seen here" in opposite
-    assert "qgf is nowhere better than at the smallest size, with 50% (45 to 55)" in opposite
-    both = scaling.say(data((0.0, 0.6, 0.8), (0.2, 0.5, 0.8)))
-    assert "not what the paper says of gains" in both
-    assert "0% (-5 to 5) at the smallest size to 80% (75 to 85) at its best, 0.32M (int" in both
+def test_verdicts_and_numbers_follow_the_data():
+    said = scaling.say(data((0.2, 0.6, 0.8), (0.5, 0.5, 0.2), OVERFIT, OVERFIT))
+    # From the smallest size to the best, its millions of parameters, and how many times more.
+    assert tells(said, 20, 15, 25, 80, 75, 85, 0.32, 4.0)
+    assert "not what the paper" not in said and "not seen" not in said
+    assert tells(said, 50, -50, 0, 0, 50, -50, 20, 15, 25)  # of policy, critic and qam; QAM's end
+    said = scaling.say(data((0.5, 0.5, 0.4), (0.2, 0.5, 0.8)))
+    assert "not what the paper" in said and "not seen" in said
+    assert tells(said, 0, 0, 0, 0, 0, 0, 80, 75, 85)
+    assert tells(said, 50, 45, 55, 20, 15, 25, 80, 75, 85)  # qgf is best where it is smallest
+    # From nothing, no number of times more can be told.
+    said = scaling.say(data((0.0, 0.6, 0.8), (0.2, 0.5, 0.8)))
+    assert "not what the paper" in said and tells(said, 0, -5, 5, 80, 75, 85, 0.32, 20, 15, 25)
 
 
 def test_a_gain_within_the_intervals_is_none():
@@ -107,9 +102,13 @@ def test_a_gain_within_the_intervals_is_none():
     assert not scaling._gains(data((0.2, 0.28, 0.29), (0, 0, 0))["rows"], "qgf")
 
 
-def test_figure():
-    figure = scaling.draw(copy.deepcopy(data((0.2, 0.6, 0.8), (0.5, 0.5, 0.2), OVERFIT)))
-    assert isinstance(figure, Figure) and len(figure.axes) == 4
-    assert [axes.get_ylabel() for axes in figure.axes[1:]] == [
-        f"loss of {role}" for role in ("policy", "critic", "qam")
-    ]
+def test_figure_has_success_and_the_losses_of_every_size():
+    shown = data((0.2, 0.6, 0.8), (0.5, 0.4, 0.3), OVERFIT)
+    success, *losses = scaling.draw(shown).axes
+    sizes = [row["actor_parameters"] for row in shown["rows"]]
+    for shares in ((0.2, 0.6, 0.8), (0.5, 0.4, 0.3), (0.1, 0.1, 0.1)):
+        assert draws(success, sizes, shares, tolerance=0.06)
+    assert [axes.get_ylabel().split()[-1] for axes in losses] == ["policy", "critic", "qam"]
+    for axes, curves in zip(losses, (FALLING, FALLING, OVERFIT), strict=True):
+        for split in ("train", "validation"):
+            assert draws(axes, *zip(*curves[split], strict=True))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from telling import draws, tells
 
 from qgf.guidance import ESTIMATORS
 from qgf.studies import sensitivity
@@ -38,12 +39,18 @@ def test_gradient_at_the_noisy_action_turns_as_computed_by_hand():
             assert found[k, j] == pytest.approx(((a * b).sum(1) / norms).mean(), abs=1e-5)
 
 
-def test_words_follow_the_data():
-    scales, times = [0.1], [0.0]
+def test_verdict_and_figure_follow_the_data():
+    scales, times = [0.1, 0.2, 0.4], [0.0, 0.5]
     data = {"env": "e", "states": 3, "scales": scales, "times": times}
-    cosines = {name: [[0.1]] for name in ESTIMATORS}
-    claimed = dict(zip(sensitivity.CLAIMED, ([[0.9]], [[0.8]], [[0.7]], [[0.2]]), strict=True))
-    assert "as the paper says" in sensitivity.say({**data, "cosines": cosines | claimed})
-    turned = claimed | {"bptt": [[0.95]]}
-    assert "unlike the paper" in sensitivity.say({**data, "cosines": cosines | turned})
+    cosines = {name: [[0.1] * 3] * 2 for name in ESTIMATORS}
+    found = ([[0.9, 0.8, 0.7], [0.9, 0.6, 0.3]], [[0.6] * 3] * 2, [[0.5] * 3] * 2, [[0.2] * 3] * 2)
+    cosines |= dict(zip(sensitivity.CLAIMED, found, strict=True))
+    said = sensitivity.say({**data, "cosines": cosines})
+    assert "unlike the paper" not in said
+    assert tells(said, 3, 0.1, 0.4, 0.7, 0.6, 0.5, 0.2)  # states, scales, the largest cosines
+    by_scale, by_time = sensitivity.draw({**data, "cosines": cosines}).axes
+    assert draws(by_scale, scales, [0.9, 0.7, 0.5])  # over flow times
+    assert draws(by_time, times, [0.8, 0.6])  # at the middle scale
+    turned = cosines | {"bptt": [[0.95] * 3] * 2}
+    assert "unlike the paper" in sensitivity.say({**data, "cosines": turned})
     assert sensitivity.STYLES.keys() == ESTIMATORS.keys()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from telling import draws, intervals, tells
 
 from qgf.guidance import guided_sample
 from qgf.statistics import wilson_interval
@@ -163,23 +163,34 @@ def example(euler, heun, quadratic, error):
     }
 
 
-def test_words_follow_the_data():
+def bought(said):
+    """What is said of Heun, and of the quadratic grid."""
+    return said.split("Heun against uniform Euler")[1].split("The quadratic grid")
+
+
+def test_verdicts_and_numbers_follow_the_data():
     said = steps.say(example([0.2, 0.9, 0.9, 0.9], [0.2, 0.9, 0.9, 0.9], [0.8, 0.9, 0.9, 0.9], 0.5))
-    assert "for all, w = 0.1 (chosen on 10 tune episodes each), and 100 test" in said
-    assert "are T = 4: +0 (+0 to +0) points, 0.4 ms against 1 ms" in said
-    heun, quadratic = said.split("Heun against uniform Euler")[1].split("The quadratic grid")
-    assert "no difference shown; its actions are nearer" in heun and "at 4 of 4" in heun
-    assert "+60 (" in quadratic and ": better at 2; its" in quadratic
+    assert tells(said, 0.1, 10, 100)  # the weight, tune and test episodes
+    assert tells(said, 4, 0, 0, 0, 0.4, 1)  # T = 4 is +0 (0 to 0) points from T = 10, and its ms
+    heun, quadratic = bought(said)
+    # Points at 2, 4, 10 and 20 evaluations; then at how many of how many actions are nearer.
+    assert tells(heun, 0, 0, 0, 2, 0, 0, 0, 4) and heun.rstrip().endswith("4 of 4 counts.")
+    assert "better" not in heun and "worse" not in heun
+    assert tells(quadratic, 20, 2, 4, 4) and "better at 2;" in quadratic
     said = steps.say(example([0.2, 0.5, 0.9, 0.9], [0.2, 0.1, 0.9, 0.3], [0.2, 0.5, 0.9, 0.9], 2.0))
-    assert "are T = 10:" in said
-    heun, quadratic = said.split("Heun against uniform Euler")[1].split("The quadratic grid")
-    assert ": worse at 4, 20; its" in heun and "at 0 of 4" in heun
-    assert "no difference shown" in quadratic
+    assert "T = 10:" in said
+    heun, quadratic = bought(said)
+    assert "worse at 4, 20;" in heun and tells(heun, 20, 0, 4)
+    assert "better" not in quadratic and "worse" not in quadratic
 
 
 def test_figure_shows_every_sampler_against_both_costs():
-    figure = steps.draw(example([0.2] * 4, [0.3] * 4, [0.4] * 4, 1.0))
-    assert isinstance(figure, Figure) and len(figure.axes) == 2
-    for axes, first in zip(figure.axes, (2, 0.2), strict=True):
-        assert len(axes.containers) == 4
-        assert axes.lines[0].get_xdata()[0] == pytest.approx(first, rel=0.06)
+    shares = {"bc": [0.1] * 4, "euler": [0.2, 0.3, 0.4, 0.5], "heun": [0.3] * 4, "grid": [0.4] * 4}
+    data = example(shares["euler"], shares["heun"], shares["grid"], 1.0)
+    panels = steps.draw(data).axes
+    assert len(panels) == 2
+    for axes, costs in zip(panels, ([2, 4, 10, 20], [0.2, 0.4, 1, 2]), strict=True):
+        assert all(draws(axes, costs, share, tolerance=0.06) for share in shares.values())
+        ends = np.sort([segment[:, 1] for segment in intervals(axes)])
+        wanted = [row["ci95"] for row in data["rows"]]
+        np.testing.assert_allclose(np.sort(ends, 0), np.sort(wanted, 0), atol=1e-9)

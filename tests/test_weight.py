@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from telling import draws, tells
 
 from qgf._files import write_json
 from qgf.config import Config
@@ -78,17 +78,17 @@ def test_weights_share_the_episodes_of_comparisons(monkeypatch, tmp_path):
     assert {path.name for path in (tmp_path / "episodes/env").iterdir()} == {"bc", "qgf"}
 
 
-def test_words_follow_the_data():
+def test_verdict_and_numbers_follow_the_data():
     up_and_down = task(tune=(1, 6, 9, 3), test=(2, 8, 9, 3))
     said = weight.say(study(up_and_down))
-    assert "rises and falls on 1 of 1 tasks, as the paper says; on 1 of them" in said
-    assert "cube-single task1 20% (8 to 42), 90% (70 to 97) at w = 0.3, 30% (15 to 52)" in said
-    assert "from 0.05 to 0.40" in said and "higher at the largest on 1 of 1" in said
-    assert "0.3 and 0.3 in w (ratio 1.0), and between 0.6 and 0.6 in the unitless" in said
+    assert tells(said, 20, 8, 42, 90, 70, 97, 0.3, 30, 15, 52)
+    assert tells(said, 1, 1, 1) and "unlike the paper" not in said  # 1 of 1, 1 of them clearly
+    assert tells(said, 0.05, 0.4, 1, 1)  # distances; Q is higher at the largest on 1 of 1
+    assert tells(said, 0.3, 0.3, 1.0, 0.6, 0.6, 1.0)  # spread in w and in u, with ratios
     rising = task(tune=(1, 5, 6, 10), test=(1, 5, 6, 10), gain=(0.0, 1.0, 2.0, 1.5))
     said = weight.say(study(up_and_down, rising))
-    assert "on 1 of 2 tasks, unlike the paper" in said and said.count("(no rise and fall)") == 1
-    assert "higher at the largest on 1 of 2" in said
+    assert tells(said, 1, 2, 1) and "unlike the paper" in said
+    assert [weight._agrees(one) for one in (up_and_down, rising)] == [True, False]
 
 
 def test_spread_is_told_in_both_units():
@@ -97,16 +97,28 @@ def test_spread_is_told_in_both_units():
         for i, (tune, scale) in enumerate((((1, 9, 6, 3), 0.1), ((1, 6, 9, 3), 0.3)))
     )
     said = weight.say(study(low, high))
-    assert "between 0.1 and 0.3 in w (ratio 3.0)" in said
-    assert "between 1 and 1 in the unitless" in said and "(ratio 1.0): closer together" in said
+    assert tells(said, 0.1, 0.3, 3.0, 1, 1, 1.0) and "not closer" not in said
     other = task(tune=(1, 6, 9, 3), test=(2, 8, 9, 3), scale=0.02)
-    assert "(ratio 15.0): not closer together in u" in weight.say(study(low, other))
+    said = weight.say(study(low, other))
+    assert tells(said, 0.1, 0.3, 3.0, 1, 15, 15.0) and "not closer" in said
     unguided = task(tune=(9, 6, 5, 3), test=(2, 8, 9, 3))
-    assert "choose w = 0 on 1 of 3 tasks. The chosen" in weight.say(study(low, high, unguided))
-    assert weight.say(study(unguided)).endswith("choose w = 0 on 1 of 1 tasks.")
+    # One task of three chooses weight 0, and the spread is that of the others.
+    said = weight.say(study(low, high, unguided))
+    assert tells(said, 0, 1, 3, 0.1, 0.3, 3.0)
+    assert tells(weight.say(study(unguided)), 0, 1, 1)
 
 
-def test_figure():
+def test_figure_has_a_panel_a_task_and_one_for_all():
     tasks = [task(tune=(1, 6, 9, 3), test=(2, 8, 9, 3), number=i) for i in range(1, 6)]
-    tasks.append(task(tune=(9, 6, 5, 3), test=(2, 8, 9, 3), number=6))
-    assert isinstance(weight.draw(study(*tasks)), Figure)
+    tasks.append(task(tune=(9, 6, 5, 3), test=(2, 8, 7, 3), number=6))
+    panels = weight.draw(study(*tasks)).axes
+    assert len(panels) == 7
+    w = [0.0, 0.1, 0.3, 1.0]
+    assert all(draws(axes, w, [0.2, 0.8, 0.9, 0.3]) for axes in panels[:5])
+    assert draws(panels[5], w, [0.2, 0.8, 0.7, 0.3])
+    for axes, one, success in ((panels[0], 0.3, 0.9), (panels[5], 0.0, 0.2)):
+        assert draws(axes, [one], [success])  # the chosen weight
+        assert draws(axes, w, [0, 1 / 3, 2 / 3, 1])  # Q's gain as a share of the largest
+        assert draws(axes, w, [0.0, 0.02, 0.05, 0.4])
+    assert draws(panels[6], [0.2, 0.6, 2.0], [0.8, 0.7, 0.3])
+    assert draws(panels[6], [0.6], [0.9]) and not draws(panels[6], [0.0], [0.2])
