@@ -1,6 +1,5 @@
 """The unitless guidance weight, against closed forms; and the study of one default for all."""
 
-import json
 import shutil
 
 import equinox as eqx
@@ -11,6 +10,7 @@ import pytest
 from telling import draws, intervals, tells
 
 import qgf
+from qgf._files import write_record
 from qgf._validation import validation_batch
 from qgf.calibration import AUTO, auto_weight, flow_sizes, guidance_scale
 from qgf.checkpoint import load_learner, load_record, of_seed
@@ -231,7 +231,7 @@ def test_weight_of_a_run_follows_its_scale(run, tmp_path):
     # It is kept, and does without the data from then on.
     record["data"]["folder"] = str(tmp_path / "gone")
     record["checksum"] = "edited"
-    (copied / "config.json").write_text(json.dumps(record))
+    write_record(copied / "config.json", record)
     assert auto_weight(copied) == weight
     policy, obs = qgf.load(copied), np.zeros((3, 28), np.float32)
     key = jax.random.key(0)
