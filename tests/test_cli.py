@@ -16,7 +16,7 @@ import qgf.commands
 from qgf.checkpoint import list_checkpoints
 from qgf.cli import main
 from qgf.config import PRESETS, Config
-from qgf.errors import UserError
+from qgf.errors import OUT_OF_MEMORY, Terminated, UserError
 from qgf.train import train
 
 NAME = "cube-single-play-v0"
@@ -155,11 +155,10 @@ def test_senseless_number(fails_to_train, data):
     assert "width" in fails_to_train(data, "--width", "wide")
 
 
-@pytest.mark.parametrize("seeds", ["5..3", "1,1", "a", "1,,2", "-1..3"])
+@pytest.mark.parametrize("seeds", ["5..3", "1,1", "a", "1,,2", "-1..3", "0..99999999999"])
 def test_senseless_seeds(seeds, fails_to_train, data):
-    assert f"--seeds must be like 0..9 or 0,3,5, got '{seeds}'" in fails_to_train(
-        data, f"--seeds={seeds}"
-    )
+    line = fails_to_train(data, f"--seeds={seeds}")
+    assert "--seeds must be like 0..9 or 0,3,5" in line and f"got '{seeds}'" in line
 
 
 def test_seed_out_of_range(fails_to_train, data):
@@ -290,10 +289,152 @@ def test_train_prints_where(capsys, monkeypatch):
 
 def test_help_is_no_mistake(capsys):
     for argv in (["--help"], ["train", "--help"]):
-        with pytest.raises(SystemExit) as stop:
-            main(argv)
-        assert not stop.value.code
+        main(argv)
         assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["--weights", "0,0.1"], ["--best_of=4,8"], ["--method", "a,b"]])
+def test_commas_between_values(argv, fails, run):
+    flag, *values = argv[0].split("=") + argv[1:]
+    expected = f"put spaces between the values of {flag}: {flag} {values[0].replace(',', ' ')}"
+    assert expected in fails("eval", run, *argv)
+
+
+def test_a_file_as_data(fails_to_train, data):
+    file = data / f"{NAME}-000.npz"
+    assert f"{file} is a file; name its folder instead: {data}" in fails_to_train(file)
+
+
+def test_senseless_paths(fails, fails_to_train, run, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    long = tmp_path / ("x" * 300)
+    for path in (long, tmp_path / "loop", "a\0b"):
+        assert repr(str(path))[1:-1] in fails_to_train(path)
+        assert repr(str(path))[1:-1] in fails("eval", path)
+        assert repr(str(path))[1:-1] in fails("report", path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 516800013584 bytes."),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_out_of_memory(error, fails, monkeypatch):
+    monkeypatch.setattr(qgf.commands.Report, "__call__", raises(error))
+    assert fails("report", "x") == f"qgf: {OUT_OF_MEMORY}\n"
+
+
+def test_other_errors_are_defects(monkeypatch):
+    for error in (RuntimeError("wrong"), OSError("wrong"), FileNotFoundError(2, "wrong")):
+        monkeypatch.setattr(qgf.commands.Report, "__call__", raises(error))
+        with pytest.raises(type(error)):
+            main(["report", "x"])
+
+
+def raises(error):
+    def call(self):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("names", ["cuda", "gpu"])
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize"), AssertionError()])
+def test_no_device(names, error, fails_to_train, data, monkeypatch):
+    monkeypatch.setattr("jax.devices", lambda: raises(error)(None))
+    assert "JAX finds no device for JAX_PLATFORMS=" in fails_to_train(data)
+
+
+def test_standard_output_that_takes_nothing(capfd, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        for argv in (["methods"], ["methods", "--help"]):  # more, and less, than a buffer holds
+            with pytest.raises(SystemExit) as stop:
+                main(argv)
+            line = capfd.readouterr().err
+            assert stop.value.code == 2 and line.count("\n") == 1
+            assert line.startswith("qgf: No space left on device (of standard output")
+
+
+def test_standard_error_that_takes_nothing(capsys, monkeypatch):
+    for stream in (open("/dev/full", "w"), None):  # noqa: SIM115
+        monkeypatch.setattr(sys, "stderr", stream)
+        with pytest.raises(SystemExit) as stop:
+            main(["trian"])
+        assert stop.value.code == 2 and capsys.readouterr().out == ""
+
+
+def test_reader_that_is_gone(capfd, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as stop:
+            main(["methods"])
+    assert stop.value.code == 141 and capfd.readouterr().err == ""
+
+
+def program(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, code="", **environment):
+    """Run the program in a process of its own, where `code` comes first."""
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{code}\nfrom qgf.cli import run; run()", *argv],
+        stdout=stdout,
+        stderr=stderr,
+        env=os.environ | environment,
+    )
+
+
+def test_streams_of_the_program():
+    """Closed ones are opened, so that no file takes their place, and any text can be printed."""
+    closed = program(
+        "methods", code="import os; os.close(0); os.close(2)", PYTHONIOENCODING="ascii"
+    )
+    out, err = closed.communicate()
+    assert closed.returncode == 0 and out.isascii() and b"qgf" in out and err == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_program_starts(number):
+    """It comes while a module is imported that swallows it."""
+    code = f"""
+import os, sys, types
+class Swallowing:
+    def find_spec(name, *rest):
+        if name == "qgf.commands":
+            try:
+                os.kill(os.getpid(), {int(number)})
+            except BaseException:
+                pass
+sys.meta_path.insert(0, Swallowing)
+"""
+    process = program("methods", code=code)
+    out, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert (out, err) == (b"", b"interrupted; the same command starts again\n")
+
+
+def test_a_signal_that_nothing_can_raise():
+    code = """
+import os, signal, qgf.commands
+class Fading:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+qgf.commands.Methods.__call__ = lambda self: Fading() and None
+"""
+    process = program("methods", code=code)
+    assert process.communicate() == (b"", b"interrupted; the same command starts again\n")
+    assert process.returncode == 130
+
+
+def test_sigterm(capsys, monkeypatch):
+    monkeypatch.setattr(qgf.commands.Report, "__call__", raises(Terminated()))
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "x"])
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "interrupted; the same command starts again\n"
 
 
 def interrupt(argv, started):

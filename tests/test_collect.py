@@ -291,12 +291,14 @@ def test_other_environment_does_not_mix_with_what_is_there(copied):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"episodes": 0}, "episodes is 0"),
-        ({"val_episodes": 0}, "val_episodes is 0"),
+        ({"episodes": 0}, "episodes must lie between 1 and 1,000,000, got 0"),
+        ({"val_episodes": 0}, "val_episodes must lie between 1 and 1,000,000, got 0"),
         ({"val_episodes": 2}, "each of the 3 shards needs one"),
-        ({"shard_episodes": -1}, "shard_episodes is -1"),
-        ({"workers": 0}, "workers is 0"),
-        ({"steps": 0}, "steps is 0"),
+        ({"shard_episodes": -1}, "shard_episodes must lie between 1 and .*, got -1"),
+        ({"workers": 10**6}, "workers must lie between 1 and 1,000, got 1000000"),
+        ({"episodes": 10**20}, "episodes must lie between 1 and 1,000,000, got 1000"),
+        ({"workers": 0}, "workers must lie between 1 and 1,000, got 0"),
+        ({"steps": 0}, "steps must lie between 1 and .*, got 0"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

@@ -142,7 +142,9 @@ def test_killed_at_random_moments_it_ends_the_same(compared, data, tmp_path):
         ({"envs": ("cube-single-play-v0",)}, "names no task; use"),
         ({"envs": ("scene-play-singletask-task1-v0",)}, "needs data of scene-play-v0; name its"),
         ({"methods": ("qgg",)}, "no method 'qgg'. Did you mean 'qgf'"),
-        ({"episodes": 0}, "must be at least 1"),
+        ({"seed": 2**70}, r"must lie in \[0, 2\^31\), got 1180"),
+        ({"seeds": (0, 2**31)}, r"must lie in \[0, 2\^31\), got 2147483648"),
+        ({"episodes": 0}, "must lie between 1 and"),
     ],
 )
 def test_unfit_arguments(change, message, data, tmp_path):

@@ -32,6 +32,6 @@ def progress() -> Progress:
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        disable=not sys.stderr.isatty(),
+        console=Console(stderr=True),
+        disable=sys.stderr is None or not sys.stderr.isatty(),
     )

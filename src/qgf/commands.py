@@ -1,6 +1,7 @@
 """The commands of `qgf` and their options: each parses, calls, prints."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import re
@@ -85,6 +86,7 @@ class Train:
     config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["laptop"]
 
     def __call__(self) -> None:
+        _check_devices()
         from qgf.train import train
 
         env, data = self._from_base()
@@ -154,6 +156,7 @@ class Eval:
     """also film the policy and the guided policy side by side (mp4)"""
 
     def __call__(self) -> None:
+        _check_devices()
         from qgf._files import write_json
         from qgf.evaluate import evaluate, format_result
 
@@ -209,6 +212,7 @@ class Compare:
     config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["laptop"]
 
     def __call__(self) -> None:
+        _check_devices()
         from qgf.compare import compare
 
         compare(
@@ -252,6 +256,7 @@ class Study:
     weight and q-optimizer)"""
 
     def __call__(self) -> None:
+        _check_devices()
         from qgf.studies import STUDIES, run_study
 
         for name in STUDIES if self.name == "all" else [self.name]:
@@ -268,6 +273,7 @@ class Report:
     """film a rollout, where rendering works"""
 
     def __call__(self) -> None:
+        _check_devices()
         from qgf.report import report
 
         print(f"report: {report(self.run, video=self.video)}")
@@ -283,6 +289,7 @@ class Demo:
     """processes"""
 
     def __call__(self) -> None:
+        _check_devices()
         from qgf.demo import demo
 
         demo(self.out, workers=self.workers)
@@ -298,6 +305,14 @@ COMMANDS: dict[str, type] = {
     "report": Report,
     "demo": Demo,
 }
+# Options of several values, but for those of paths, which may hold a comma.
+LISTS = {
+    "--" + field.name.replace("_", "-")
+    for kind in COMMANDS.values()
+    for field in dataclasses.fields(kind)
+    if "tuple[" in str(field.type) and "Path" not in str(field.type)
+}
+MOST_SEEDS = 1_000
 
 
 def parse(argv: list[str]) -> Callable[[], None]:
@@ -306,6 +321,7 @@ def parse(argv: list[str]) -> Callable[[], None]:
         raise UserError(
             f"no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}"
         )
+    _check_words(argv)
     missing = tyro.MISSING
     config = _default_config(argv)
     defaults = {
@@ -323,9 +339,36 @@ def parse(argv: list[str]) -> Callable[[], None]:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(Union[tuple(kinds)], args=argv, prog="qgf")  # noqa: UP007
     except SystemExit as stop:
-        if not stop.code:
-            raise
+        if not stop.code:  # the help, which is printed
+            return lambda: None
         raise UserError(_one_line(printed.getvalue())) from None
+
+
+def _check_words(argv: list[str]) -> None:
+    """Raise UserError for what is wrong whatever the command."""
+    flag = ""
+    for word in argv:
+        if "\0" in word:
+            raise UserError(f"the argument {word!r} holds a NUL character")
+        value = word
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+        if flag.replace("_", "-") in LISTS and "," in value:
+            apart = " ".join(filter(None, value.split(",")))
+            raise UserError(f"put spaces between the values of {flag}: {flag} {apart}")
+
+
+def _check_devices() -> None:
+    """Raise UserError if JAX has none of the devices that it is told to use."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # it depends on the name which
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms} on this machine; "
+            "unset it, or for a GPU install qgf[cuda]"
+        ) from None
 
 
 def _one_line(box: str) -> str:
@@ -355,13 +398,15 @@ def _value(argv: list[str], flag: str) -> str | None:
 
 
 def _parse_seeds(text: str) -> list[int]:
-    match = re.fullmatch(r"(\d+)\.\.(\d+)", text)
-    if match:
-        seeds = list(range(int(match[1]), int(match[2]) + 1))
-    elif re.fullmatch(r"\d+(,\d+)*", text):
+    span = re.fullmatch(r"(\d{1,10})\.\.(\d{1,10})", text, re.ASCII)
+    if span:
+        seeds = range(int(span[1]), int(span[2]) + 1)
+    elif re.fullmatch(r"\d{1,10}(,\d{1,10})*", text, re.ASCII):
         seeds = [int(word) for word in text.split(",")]
     else:
         seeds = []
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds must be like 0..9 or 0,3,5, got {text!r}")
-    return seeds
+    if not seeds or len(seeds) > MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"--seeds must be like 0..9 or 0,3,5, of at most {MOST_SEEDS:,} seeds, got {text!r}"
+        )
+    return list(seeds)

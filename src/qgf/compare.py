@@ -16,7 +16,7 @@ from qgf.checkpoint import of_seed
 from qgf.config import Config
 from qgf.data.manifest import load_manifest
 from qgf.envs import EnvName
-from qgf.errors import UserError
+from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluate import choose, figures
 from qgf.leaderboard import leaderboard, write_leaderboard
 from qgf.methods import canonical, find_method, kinds_of, settings
@@ -67,8 +67,9 @@ def compare(
     Raises:
         UserError: unfit names or data, or `out` holds results of other settings.
     """
-    if min(episodes, tune_episodes, workers, slots) < 1:
-        raise UserError("episodes, tune-episodes, workers and slots must be at least 1")
+    check_counts({"episodes": episodes, "tune_episodes": tune_episodes})
+    check_counts({"workers": workers, "slots": slots})
+    check_seed("the evaluation's seed", seed)
     envs = tuple(dict.fromkeys(envs))
     names = tuple(dict.fromkeys(canonical(name) for name in ("bc", *methods)))
     counts = {"tune": tune_episodes, "test": episodes}

@@ -1,12 +1,13 @@
 """Hyperparameters of training, and the two presets."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from qgf.critic import Aggregation
-from qgf.errors import UserError
+from qgf.errors import UserError, check_counts, check_seed
 
 
 class Spec(NamedTuple):
@@ -95,9 +96,12 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, share = getattr(self, field.name), field.name.startswith("goal_")
-            if isinstance(value, int | float) and not (value > 0 or share or value is False):
-                raise UserError(f"{field.name} must be positive, got {value}")
+            name, value = field.name, getattr(self, field.name)
+            positive = type(value) not in (int, float) or name.startswith("goal_") or value > 0
+            if field.type is int:
+                check_counts({name: value})
+            elif not positive or (type(value) is float and not math.isfinite(value)):
+                raise UserError(f"{name} must be positive, got {value}")
         for name in ("expectile", "target_rate", "discount", "backup_level", "distill_expectile"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
@@ -118,8 +122,7 @@ class Config:
 def check_seeds(seeds: Sequence[int]) -> None:
     """Raise a UserError unless all are training seeds, that is 32-bit numbers from 0 on."""
     for seed in seeds:
-        if not 0 <= seed < 2**31:
-            raise UserError(f"a training seed must lie in [0, 2^31), got {seed}")
+        check_seed("a training seed", seed)
 
 
 PRESETS = {

@@ -1,7 +1,21 @@
 """The one exception for mistakes a user can mend, and that of SIGTERM."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+OUT_OF_MEMORY = "out of memory; use a smaller --batch-size, --width, --slots or --resident-gb"
+
+# Beyond these, memory or processes run out before anything else can be found wrong.
+MOST = {
+    "workers": 1_000,
+    "slots": 10_000,
+    "episodes": 1_000_000,
+    "tune_episodes": 1_000_000,
+    "val_episodes": 1_000_000,
+    "best_of": 10_000,
+    "depth": 1_000,
+    "ensemble": 1_000,
+}
 
 
 class UserError(Exception):
@@ -20,3 +34,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean X?" for the known name closest to `name`, or ""."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """Raise UserError unless every count is at least 1 and not beyond all use, by its name."""
+    for name, value in counts.items():
+        most = MOST.get(name, 2**31 - 1)
+        if not 1 <= value <= most:
+            raise UserError(f"{name} must lie between 1 and {most:,}, got {value}")
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise UserError unless a seed is one that JAX takes."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"{name} must lie in [0, 2^31), got {seed}")

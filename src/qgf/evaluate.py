@@ -19,7 +19,7 @@ from qgf.calibration import auto_weight
 from qgf.checkpoint import find_checkpoint, load_record
 from qgf.config import Spec
 from qgf.envs import EnvName
-from qgf.errors import UserError
+from qgf.errors import UserError, check_counts, check_seed
 from qgf.methods import GUIDANCE, Method, canonical, find_method, settings
 from qgf.policy import load_learners
 from qgf.rollout import GOALS, SPLITS, Arm, Job, Outcome, make_jobs, roll_out
@@ -62,10 +62,11 @@ def evaluate(
             method needs, a bad weight.
     """
     tune_episodes = episodes if tune_episodes is None else tune_episodes
-    if min(episodes, tune_episodes, workers, slots, *best_of) < 1:
-        raise UserError("episodes, workers, slots and best-of must be at least 1")
-    if not 0 <= seed < 2**31:
-        raise UserError(f"the evaluation's seed must lie in [0, 2^31), got {seed}")
+    counts = {"episodes": episodes, "tune_episodes": tune_episodes}
+    check_counts(counts | {"workers": workers, "slots": slots})
+    for number in best_of:
+        check_counts({"best_of": number})
+    check_seed("the evaluation's seed", seed)
     weights = None if weights is None else checked_weights(weights)
     named = _named(methods, best_of)
     record = load_record(run)

@@ -24,7 +24,7 @@ from qgf._progress import progress
 from qgf.data._oracles import make_oracles
 from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
 from qgf.envs import EnvName, make_env
-from qgf.errors import UserError
+from qgf.errors import UserError, check_counts
 
 Episode = dict[str, np.ndarray]
 
@@ -92,7 +92,9 @@ def collect(
         "shard_episodes": shard_episodes,
         "steps": steps,
     }
-    _check({**plan, "workers": workers}, seed)
+    check_counts({**plan, "workers": workers})
+    if seed < 0:
+        raise UserError(f"seed is {seed}; it must not be negative")
     targets = _targets(name.dataset, plan)
     manifest = _resume(Manifest(Path(out), name.dataset, seed, _versions(), plan, ()))
     manifest.write()
@@ -109,14 +111,6 @@ def collect(
             manifest = dataclasses.replace(manifest, shards=shards)
             manifest.write()
     return manifest
-
-
-def _check(counts: dict[str, int], seed: int) -> None:
-    for what, value in counts.items():
-        if value < 1:
-            raise UserError(f"{what} is {value}; it must be at least 1")
-    if seed < 0:
-        raise UserError(f"seed is {seed}; it must not be negative")
 
 
 def _targets(dataset: str, plan: dict[str, int]) -> list[_Target]:

@@ -91,6 +91,8 @@ def load_manifest(folder: str | Path) -> Manifest:
             damaged or lacks its validation counterpart.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name its folder instead: {folder.parent}")
     if not folder.is_dir():
         raise UserError(f"no dataset folder {folder}; make one with 'qgf collect'")
     if not (folder / FILE).exists():
