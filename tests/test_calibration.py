@@ -229,7 +229,7 @@ def test_weight_of_a_run_follows_its_scale(run, tmp_path):
     weight = auto_weight(copied)
     assert weight == pytest.approx(AUTO * np.mean(scales), rel=1e-5)
     # It is kept, and does without the data from then on.
-    record["data"]["folder"] = str(tmp_path / "gone")
+    record["data"] |= {"folder": str(tmp_path / "gone"), "relative": "gone"}
     write_record(copied / "config.json", record)
     assert auto_weight(copied) == weight
     policy, obs = qgf.load(copied), np.zeros((3, 28), np.float32)
