@@ -60,26 +60,27 @@ def expected_metrics(learner, batch):
     """The losses and mean values in float64, as the paper writes them."""
     config, whole = learner.config, np.asarray(batch.whole, np.float64)
     aggregate = np.min if config.aggregation == "min" else np.mean
+    pool = lambda logits: aggregate(sigmoid(logits), axis=0)  # noqa: E731
     next_v = sigmoid(reference.mlp(learner.v.mlp, batch.long_next_obs, batch.goal)[:, 0])
     backup = np.zeros(8)
     for i, distance in enumerate(np.asarray(batch.distance)):
         reached = distance <= HORIZON
         backup[i] = DISCOUNT**distance if reached else DISCOUNT**HORIZON * next_v[i]
-    metrics, target = {}, backup
+    metrics, target, level = {}, backup, 0.5
     if config.chunk_critic:
         chunk_q = members(learner.chunk_q, batch.obs, batch.goal, batch.long_action)
         metrics["chunk_loss"] = (whole * cross_entropy(chunk_q, backup)).mean()
         metrics["chunk_q"] = sigmoid(chunk_q).mean()
-        target = sigmoid(aggregate(chunk_q, axis=0))
+        target, level = pool(chunk_q), 0.6
     q = members(learner.q, batch.obs, batch.goal, batch.action)
-    weight = np.where(target >= sigmoid(q), 0.6, 0.4)
+    weight = np.where(target >= sigmoid(q), level, 1 - level)
     metrics["critic_loss"] = (whole * weight * cross_entropy(q, target)).mean()
-    target_q = aggregate(members(learner.target_q, batch.obs, batch.goal, batch.action), axis=0)
+    target_q = pool(members(learner.target_q, batch.obs, batch.goal, batch.action))
     v = reference.mlp(learner.v.mlp, batch.obs, batch.goal)[:, 0]
-    weight = np.where(target_q >= v, 0.7, 1 - 0.7)
-    error = abs(target_q - v)
+    weight = np.where(target_q >= sigmoid(v), 0.7, 1 - 0.7)
+    error = abs(np.log(target_q / (1 - target_q)) - v)
     if config.backup == "expectile":
-        error = cross_entropy(v, sigmoid(target_q))
+        error = cross_entropy(v, target_q)
     metrics["value_loss"] = (whole * weight * error).mean()
     return metrics | {"q": sigmoid(q).mean(), "v": sigmoid(v).mean()}
 
@@ -139,8 +140,9 @@ def test_chunks_that_are_not_whole_do_not_count(chunk_critic):
     assert size(jax.tree.map(jnp.subtract, same, counted)) > 1e-3
 
 
-def test_extreme_values_leave_the_gradient_finite():
-    learner, batch = example()
+@pytest.mark.parametrize("aggregation", ["min", "mean"])
+def test_extreme_values_leave_the_gradient_finite(aggregation):
+    learner, batch = example(aggregation=aggregation)
     gradient = eqx.filter_jit(eqx.filter_value_and_grad(lambda x: x.loss(batch, KEY, {})[0]))
     last = lambda x: [m.biases[-1] for q in (x.chunk_q, x.q, x.target_q) for m in q.members]  # noqa: E731
     for bias in (1e3, -1e3):

@@ -17,7 +17,7 @@ class Bootstrapped(eqx.Module):
     """An ensemble Q that evaluates the policy QAM is training (arXiv 2601.14234).
 
     Q regresses onto R + γ^h m Q̄(s', a') at actions a' that the fine-tuned flow samples; Q̄
-    is the aggregated target Q, a slow average of Q.
+    is the aggregated target Q, a slow average of Q (by default the min; the authors' is the mean).
     """
 
     q: Ensemble

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import AtGoal, Ensemble, Value, aggregate
+from qgf.critic import Aggregation, AtGoal, Ensemble, Value
 from qgf.data.goals import GoalBatch
 from qgf.errors import UserError
 
@@ -22,8 +22,8 @@ class DQC(eqx.Module):
     the data went on after them. V is a quantile (or expectile) over the data's actions, and
     closes the loop h_c steps later. No gradient crosses from one to another.
 
-    Without a chunk critic (config.chunk_critic) the action critic takes the n-step return of h_c
-    steps itself; with critic_chunk = chunk this is plain Q-chunking.
+    Without a chunk critic (config.chunk_critic) the action critic regresses, without an expectile,
+    onto the n-step return of h_c steps itself; with critic_chunk = chunk this is Q-chunking.
     """
 
     chunk_q: Ensemble | None
@@ -61,16 +61,18 @@ class DQC(eqx.Module):
         state = jnp.concatenate([batch.obs, batch.goal], -1)
         losses, values = {}, {}
         target = backup = self._backup(batch)
+        expectile = 0.5
         if self.chunk_q is not None:
+            expectile = config.distill_expectile
             values["chunk_q"] = chunk_q = self.chunk_q(state, batch.long_action)
             losses["chunk_loss"] = optax.sigmoid_binary_cross_entropy(chunk_q, backup)
-            target = jax.nn.sigmoid(aggregate(jax.lax.stop_gradient(chunk_q), config.aggregation))
+            target = jax.nn.sigmoid(pool(jax.lax.stop_gradient(chunk_q), config.aggregation))
 
         values["q"] = q = self.q(state, batch.action)
-        losses["critic_loss"] = expectile_cross_entropy(q, target, config.distill_expectile)
+        losses["critic_loss"] = expectile_cross_entropy(q, target, expectile)
 
         target_q = jax.lax.stop_gradient(self.target_q(state, batch.action))
-        target_q = aggregate(target_q, config.aggregation)
+        target_q = pool(target_q, config.aggregation)
         values["v"] = v = self.v(state)
         if config.backup == "quantile":
             losses["value_loss"] = quantile_loss(target_q - v, config.backup_level)
@@ -100,6 +102,14 @@ class DQC(eqx.Module):
         next_v = jax.nn.sigmoid(jax.lax.stop_gradient(self.v(state)))
         steps = jnp.minimum(batch.distance, horizon)
         return self.config.discount**steps * jnp.where(batch.distance <= horizon, 1, next_v)
+
+
+def pool(logits: Float[Array, "member batch"], how: Aggregation) -> Float[Array, " batch"]:
+    """Return the logit of the members' smallest or mean value, a value being sigmoid(logit)."""
+    if how == "min":
+        return logits.min(0)
+    yes, no = (jax.nn.logsumexp(jax.nn.log_sigmoid(x), axis=0) for x in (logits, -logits))
+    return yes - no
 
 
 def expectile_cross_entropy(

@@ -25,7 +25,8 @@ class QAM(eqx.Module):
     """A flow v_fine, regressed onto the BC flow less σ²/2 times the lean adjoint of −τQ.
 
     Q is the mean of the target ensemble, as in the authors' implementation; its gradient is
-    zero in dimensions where the action lies outside [-1, 1].
+    zero in dimensions where the action lies outside [-1, 1]. Unlike there, the BC flow is taken
+    as it is, not as a slow average, and gradients are not clipped (docs/methods.md says why).
     """
 
     v_fine: FlowPolicy
