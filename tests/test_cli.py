@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +246,18 @@ def test_logger_that_is_not_installed(logger, module, fails_to_train, data, monk
     monkeypatch.setitem(sys.modules, module, None)
     line = fails_to_train(data, "--logger", logger)
     assert f"--logger {logger} needs {module}; install it with pip install 'qgf[{logger}]'" in line
+
+
+def test_logger_that_does_not_start(fails_to_train, data, monkeypatch):
+    """Nothing is written before it has."""
+
+    def init(**options):
+        raise ValueError("no account")
+
+    module = SimpleNamespace(init=init, errors=SimpleNamespace(Error=ValueError))
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    line = fails_to_train(data, "--logger", "wandb")
+    assert line == "qgf: --logger wandb: no account; --logger none does without\n"
 
 
 def test_policy_of_another_shape(fails_to_train, data, run):

@@ -11,7 +11,7 @@ from qgf.errors import UserError
 
 @pytest.fixture
 def path(tmp_path):
-    with metrics_writer("none", None, tmp_path, {"seeds": [3, 5]}) as log:
+    with metrics_writer(lambda values, step: None, tmp_path, (3, 5)) as log:
         for step in (10, 20, 30):
             log("train", step, {"loss": np.array([step / 7, -step])})
     return tmp_path / "metrics.jsonl"

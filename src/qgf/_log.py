@@ -4,7 +4,8 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,12 +74,16 @@ def _damaged(path: Path, number: int) -> UserError:
 
 
 @contextlib.contextmanager
-def metrics_writer(logger: Logger, package: Any, out: Path, record: dict) -> Iterator[Callable]:
-    """Yield log(split, step, metrics): a line a seed in metrics.jsonl, and the chosen logger."""
-    send, close = _remote(logger, package, out, record)
+def metrics_writer(send: Callable, out: Path, seeds: Sequence[int]) -> Iterator[Callable]:
+    """Yield log(split, step, metrics): a line a seed in metrics.jsonl, and the chosen logger.
+
+    Args:
+        send: of `started`.
+        seeds: in the order of the metrics' values.
+    """
 
     def log(split: str, step: int, metrics: dict[str, np.ndarray]) -> None:
-        for i, seed in enumerate(record["seeds"]):
+        for i, seed in enumerate(seeds):
             values = {name: float(value[i]) for name, value in metrics.items()}
             line = {"step": step, "split": split, "seed": seed, **values}
             file.write(json.dumps(seal(line)) + "\n")
@@ -92,38 +97,71 @@ def metrics_writer(logger: Logger, package: Any, out: Path, record: dict) -> Ite
     path = out / "metrics.jsonl"
     try:
         with open(path, "a") as file:
-            try:
-                yield log
-            finally:
-                close()
+            yield log
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def logger_package(logger: Logger) -> Any:
-    """Import what the chosen logger needs. UserError if it is not installed."""
+@contextlib.contextmanager
+def started(logger: Logger, out: Path, record: dict) -> Iterator[Callable]:
+    """Yield send(values, step) of the chosen logger, which runs as long as the block.
+
+    Raises:
+        UserError: it is not installed, W&B knows no account, or (`send` too) it cannot write.
+    """
     if logger == "none":
-        return None
-    module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[logger]
+        yield lambda values, step: None
+        return
+    package = {"tensorboard": "tensorboardX.event_file_writer", "wandb": "wandb"}[logger]
     try:
-        return importlib.import_module(module)
+        module = importlib.import_module(package)
     except ImportError:
+        name = package.partition(".")[0]
         raise UserError(
-            f"--logger {logger} needs {module}; install it with pip install 'qgf[{logger}]'"
+            f"--logger {logger} needs {name}; install it with pip install 'qgf[{logger}]'"
         ) from None
+    start, errors = {"tensorboard": _tensorboard, "wandb": _wandb}[logger](module)
+
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
+        except errors as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            raise UserError(f"--logger {logger}: {first}; --logger none does without") from None
+
+    with told():
+        send, close = start(out, record)
+    try:
+        yield told()(send)
+    finally:
+        told()(close)()
 
 
-def _remote(logger: Logger, package: Any, out: Path, record: dict) -> tuple[Callable, Callable]:
-    """Return (send(values, step), close()) of the chosen logger."""
-    if logger == "none":
-        return (lambda values, step: None), (lambda: None)
-    if logger == "wandb":
-        run = package.init(project="qgf", name=out.name, dir=out, config=record)
+def _wandb(module: Any) -> tuple[Callable, tuple]:
+    def start(out: Path, record: dict) -> tuple[Callable, Callable]:
+        run = module.init(project="qgf", name=out.name, dir=out, config=record)
         return run.log, run.finish
-    writer = package.SummaryWriter(str(out / "tensorboard"))
 
-    def send(values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
+    # Its settings, which also come from the environment, are refused with a ValueError.
+    return start, (OSError, ValueError, module.errors.Error)
 
-    return send, writer.close
+
+def _tensorboard(module: Any) -> tuple[Callable, tuple]:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    def start(out: Path, record: dict) -> tuple[Callable, Callable]:
+        (out / "tensorboard").mkdir(exist_ok=True)
+        # Not SummaryWriter: its thread dies of a full disk, and what waits for it waits forever.
+        writer = module.EventsWriter(str(out / "tensorboard" / "events"))
+
+        def send(values: dict[str, float], step: int) -> None:
+            for name, value in values.items():
+                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                writer.write_event(event)
+            writer.flush()
+
+        return send, writer.close
+
+    return start, (OSError,)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qgf._files import locked, sweep, write_record
-from qgf._log import Logger, logger_package, metrics_writer, truncate_metrics
+from qgf._log import Logger, metrics_writer, started, truncate_metrics
 from qgf._progress import progress
 from qgf._record import (
     borrow,
@@ -106,22 +106,23 @@ def train(
         rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
         # All that can be wrong shows itself here, before anything is written.
         rotating = itertools.chain([next(rotating)], rotating)
-        package = logger_package(logger)
-        if step:
-            frozen = borrow_again(out, sources, record)
-            sweep(out / "checkpoints")
-            prune_checkpoints(out, config.keep)
-        else:
+        if not step:
             clear(out)
-            frozen = borrow(out, sources, record)
-        write_record(out / "config.json", record)
-        run = _Run(out, config, dataset, jnp.asarray(seeds), frozen)
-        state = create_state(record["learners"], spec, config, run.seeds)
-        if step:
-            state = _restore(find_checkpoint(out), state)
-        truncate_metrics(out / "metrics.jsonl", step)
-        with metrics_writer(logger, package, out, record) as log:
-            _loop(run, state, validation, rotating, step, log)
+        with started(logger, out, record) as send:
+            if step:
+                frozen = borrow_again(out, sources, record)
+                sweep(out / "checkpoints")
+                prune_checkpoints(out, config.keep)
+            else:
+                frozen = borrow(out, sources, record)
+            write_record(out / "config.json", record)
+            run = _Run(out, config, dataset, jnp.asarray(seeds), frozen)
+            state = create_state(record["learners"], spec, config, run.seeds)
+            if step:
+                state = _restore(find_checkpoint(out), state)
+            truncate_metrics(out / "metrics.jsonl", step)
+            with metrics_writer(send, out, seeds) as log:
+                _loop(run, state, validation, rotating, step, log)
 
 
 def _restore(checkpoint: Path, state: State) -> State:
