@@ -109,6 +109,21 @@ def test_nan_in_the_observations(fails_to_train, downloaded):
     assert "has NaN or infinity in observations, first in row 3;" in fails_to_train(downloaded)
 
 
+def test_unfit_validation_data(fails_to_train, downloaded):
+    """Nothing is written, and the files are not vouched for."""
+    path = downloaded / f"{NAME}-val.npz"
+    for name, edit, message in (
+        ("observations", lambda x: x[:, :27], "observations of shape (101, 27), but the"),
+        ("qpos", lambda x: x * np.nan, "has NaN or infinity in qpos, first in row 0;"),
+    ):
+        with np.load(path) as file:
+            arrays = dict(file)
+        np.savez(path, **arrays | {name: edit(arrays[name])})
+        assert message in fails_to_train(downloaded)
+        assert not (downloaded / "manifest.json").exists()
+        np.savez(path, **arrays)
+
+
 def test_action_out_of_range(fails_to_train, downloaded):
     change(downloaded, lambda arrays: arrays["actions"].__setitem__((4, 0), 1.5))
     assert "has an action outside [-1, 1], first in row 4;" in fails_to_train(downloaded)
@@ -450,7 +465,7 @@ def test_sigterm(capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted; the same command starts again\n"
 
 
-def interrupt(argv, started):
+def interrupt(argv, started, printed=""):
     """Press Ctrl-C, which reaches every process of a terminal, once `started()` holds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "qgf.cli", *map(str, argv)],
@@ -467,7 +482,7 @@ def interrupt(argv, started):
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert out == "" and err.startswith("interrupted") and err.count("\n") == 1, err
+    assert out == printed and err.startswith("interrupted") and err.count("\n") == 1, err
     return err
 
 
@@ -481,6 +496,7 @@ def test_ctrl_c_in_training(run, data, tmp_path):
     line = interrupt(
         [*argv, *SMALL, "--steps", 10**7, "--checkpoint-every", 10**6],
         lambda pid: metrics.exists() and metrics.stat().st_size > 0,
+        "rewards: those of cube-single-singletask-task1-v0, computed from the recorded states\n",
     )
     (step,) = list_checkpoints(tmp_path / "run")
     assert line == f"interrupted: step {step} is saved; add --resume to continue\n"

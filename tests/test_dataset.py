@@ -1,18 +1,21 @@
 """Chunks against a slow loop over what OGBench's own loader returns."""
 
+import dataclasses
 import shutil
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import ogbench
 import pytest
-from conftest import TASK
+from conftest import TASK, TINY
 
 from qgf.data.dataset import Dataset, chunk_returns, returns_to_go, rotation
 from qgf.data.manifest import load_manifest
 from qgf.envs import make_env
 from qgf.errors import UserError
+from qgf.train import train
 
 H, DISCOUNT = 5, 0.9
 NAME = "cube-single-play-v0"
@@ -225,15 +228,39 @@ def test_data_of_another_environment(data):
         Dataset(load_manifest(data), other, chunk=H, discount=DISCOUNT)
 
 
+def put(name, make):
+    """An edit that puts make(array) in an array's place."""
+    return lambda arrays: arrays.update({name: make(arrays[name])})
+
+
 @pytest.mark.parametrize(
     "edit, message",
     [
         (lambda a: a["observations"].__setitem__((7, 3), np.nan), "NaN .* observations.* row 7;"),
         (lambda a: a["actions"].__setitem__((9, 0), np.inf), "infinity in actions.* row 9;"),
+        (lambda a: a["qpos"].__setitem__((8, 15), np.nan), "NaN .* qpos, first in row 8;"),
+        (lambda a: a["qvel"].__setitem__((0, 1), np.inf), "infinity in qvel, first in row 0;"),
+        (put("terminals", lambda x: np.where(x, np.nan, 0.0)), "NaN .* terminals.* row 100;"),
+        (put("observations", lambda x: x * np.float64(1e300)), "infinity in observations"),
         (lambda a: a["actions"].__setitem__((9, 0), -1.01), r"outside \[-1, 1\].* row 9;"),
+        (put("actions", lambda x: np.full(x.shape, -128, np.int8)), r"outside \[-1, 1\]"),
         (lambda a: a["terminals"].__setitem__(-1, False), "does not end with a terminal row"),
+        (put("observations", lambda x: x[:0]), "different lengths"),
+        (lambda a: a.update({k: x[:0] for k, x in a.items()}), "does not end with a terminal row"),
         (lambda a: a.pop("qpos"), "has no 'qpos', from which rewards"),
         (lambda a: a.update(actions=a["actions"][1:]), "different lengths"),
+        (put("observations", lambda x: x[:, :27]), r"\(202, 27\), but .* needs \(rows, 28\)"),
+        (put("actions", lambda x: x[:, :4]), r"actions of shape \(202, 4\)"),
+        (put("actions", lambda x: x[:, :, None]), r"actions of shape \(202, 5, 1\)"),
+        (put("observations", lambda x: x[:, 0]), r"observations of shape \(202,\)"),
+        (put("qpos", lambda x: x[:, 0]), r"qpos of shape \(202,\)"),
+        (put("observations", lambda x: np.float32(1)), r"observations of shape \(\)"),
+        (put("terminals", lambda x: np.float32(1)), r"terminals of shape \(\)"),
+        (put("terminals", lambda x: x[:, None]), r"terminals of shape \(202, 1\)"),
+        (put("observations", lambda x: x.astype(str)), "observations of type <U32"),
+        (put("observations", lambda x: x.astype(complex)), "observations of type complex128"),
+        (put("actions", lambda x: np.zeros(len(x), [("a", "f4")])), r"actions of type \[\('a'"),
+        (put("qpos", lambda x: x.astype(object)), "cannot be read"),
     ],
 )
 def test_unfit_shards(edit, message, downloaded):
@@ -249,3 +276,78 @@ def test_shard_that_breaks_after_it_was_vouched_for(data, tmp_path):
     (folder / shard.file).write_bytes((folder / shard.file).read_bytes()[:1000])
     with pytest.raises(UserError, match=f"{shard.file} cannot be read"):
         dataset.chunks([shard])
+
+
+def test_more_memory_than_there_is(data, downloaded, monkeypatch):
+    with zipfile.ZipFile(downloaded / f"{NAME}.npz", "w") as file:
+        for name in ("observations", "actions", "terminals"):
+            with file.open(f"{name}.npy", "w") as array:
+                header = {"descr": "<f8", "fortran_order": False, "shape": (2**50, 28)}
+                np.lib.format.write_array_header_1_0(array, header)
+    with pytest.raises(UserError, match=rf"{NAME}.npz does not fit into memory"):
+        load_manifest(downloaded)
+    assert not (downloaded / "manifest.json").exists()
+
+    def joined(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("qgf.data.dataset.joined", joined)
+    with pytest.raises(UserError, match=r"2 shards .* do not fit into memory.*--resident-gb"):
+        all_chunks(data)
+
+
+def test_rows_that_the_manifest_does_not_count(data):
+    manifest = load_manifest(data)
+    dataset = Dataset(manifest, TASK, chunk=H, discount=DISCOUNT)
+    shard = manifest.split("train")[0]
+    for change in ({"rows": 203}, {"episodes": 1}):
+        with pytest.raises(UserError, match="has 202 rows in 2 episodes, but the manifest says"):
+            dataset.chunks([dataclasses.replace(shard, **change)])
+
+
+def test_other_arrays_of_a_file_are_not_used(downloaded):
+    dataset, _, before = all_chunks(downloaded)
+    assert dataset.rewards == (
+        "those of cube-single-singletask-task1-v0, computed from the recorded states"
+    )
+    (downloaded / "manifest.json").unlink()
+
+    def edit(arrays):
+        arrays["rewards"] = np.full(202, np.nan)
+        arrays["masks"] = np.zeros(7)
+        arrays["metadata/algorithm"] = np.array("SAC")
+        arrays["button_states"] = np.zeros(3)  # cube-single has none
+
+    change(downloaded / f"{NAME}.npz", edit)
+    dataset, _, after = all_chunks(downloaded)
+    for a, b in zip(before, after, strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert dataset.rewards.endswith("; the files' own rewards and masks are not used")
+    alone = Dataset(dataset.manifest, NAME, chunk=H, discount=DISCOUNT)
+    assert alone.rewards == "none; the files' own rewards and masks are not used"
+
+
+def test_training_takes_sparse_rewards(data, tmp_path, monkeypatch):
+    def relabel(env_id, env, arrays):
+        done = np.arange(len(arrays["terminals"])) % 101 == 50
+        arrays["rewards"] = np.where(done, 0, -3).astype(np.float32)
+        arrays["masks"] = (1 - done).astype(np.float32)
+
+    datasets = []
+
+    def rotation(dataset, *_):
+        datasets.append(dataset)
+        raise UserError("seen enough")
+
+    monkeypatch.setattr("qgf.data.dataset.relabel_dataset", relabel)
+    monkeypatch.setattr("qgf.train.rotation", rotation)
+    for sparse in (False, True):
+        config = dataclasses.replace(TINY, chunk=1, sparse_rewards=sparse)
+        with pytest.raises(UserError, match="seen enough"):
+            train(TASK, data, tmp_path / "out", config)
+    rewards = [dataset.validation().reward for dataset in datasets]
+    for reward, size in zip(rewards, (3, 1), strict=True):
+        expected = np.full(200, -size)
+        expected[[50, 150]] = 0
+        np.testing.assert_array_equal(reward, expected)
+    assert datasets[1].rewards.endswith("states, -1 until it is solved")

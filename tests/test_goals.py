@@ -4,11 +4,14 @@ import functools
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qgf.config import Config
 from qgf.data.dataset import Chunks
-from qgf.data.goals import FAR, GoalChunks, trajectory_ends
+from qgf.data.goals import FAR, GoalChunks, GoalDataset, trajectory_ends
+from qgf.data.manifest import load_manifest
 
 CHUNK, LONG = 3, 5
 LENGTHS = (9, 4, 31)  # rows of the trajectories; the second is just as long as a chunk
@@ -16,7 +19,7 @@ ROWS = sum(LENGTHS)
 LAST = np.cumsum(LENGTHS) - 1
 
 
-def data(p_current=0.2, p_trajectory=0.5, sampling="uniform", discount=0.9):
+def rows(p_current=0.2, p_trajectory=0.5, sampling="uniform", discount=0.9):
     """Trajectories whose row r shows [r, -r], has the action r / 100 and the goal 10 r."""
     row = np.arange(ROWS, dtype=np.float32)
     start = [r for r in range(ROWS) if r + CHUNK <= LAST[r <= LAST][0]]
@@ -36,7 +39,7 @@ def data(p_current=0.2, p_trajectory=0.5, sampling="uniform", discount=0.9):
 @functools.cache
 def draw(count, **settings):
     """So many samples, and the rows they start at."""
-    batch = eqx.filter_jit(lambda data: data.sample(jax.random.key(1), count))(data(**settings))
+    batch = eqx.filter_jit(lambda rows: rows.sample(jax.random.key(1), count))(rows(**settings))
     batch = type(batch)(*(np.asarray(x) for x in batch))
     return batch, batch.obs[:, 0].astype(int)
 
@@ -76,7 +79,7 @@ def test_every_sample_is_what_a_slow_loop_reads(sampling):
             assert 0 <= goal < ROWS
         else:
             assert goal == r + batch.distance[i] <= end
-    assert 0 < batch.whole.mean() < 1 and set(row) == set(np.asarray(data().chunks.start))
+    assert 0 < batch.whole.mean() < 1 and set(row) == set(np.asarray(rows().chunks.start))
     assert batch.distance.dtype == np.int32 and (batch.distance >= 0).all()
 
 
@@ -120,7 +123,7 @@ def test_without_discount_geometric_goals_are_the_last_state():
 
 
 def test_goals_leave_the_chunks_as_they_are():
-    goals = data()
+    goals = rows()
     both = eqx.filter_jit(lambda goals, key: (goals.sample(key, 64), goals.chunks.sample(key, 64)))
     for seed in range(5):
         batch, plain = both(goals, jax.random.key(seed))
@@ -133,3 +136,26 @@ def test_the_goal_is_independent_of_the_chunk():
     early = row < np.median(row)
     shares = [(batch.distance[part] == 0).mean() for part in (early, ~early)]
     assert shares == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+def test_a_data_set_passes_its_settings_on(data):
+    config = Config(
+        chunk=3,
+        critic_chunk=7,
+        discount=0.6,
+        goal_current=0.15,
+        goal_trajectory=0.6,
+        goal_sampling="geometric",
+    )
+    dataset = GoalDataset(load_manifest(data), "cube-single-play-oraclerep-v0", config)
+    chunks = jax.device_put(dataset.validation())
+    start = np.asarray(chunks.chunks.start)
+    index = np.tile(np.arange(len(start)), 300)
+    batch = chunks.take(jnp.asarray(index), jax.random.key(0))
+    assert batch.action.shape[1] == 3 * 5 and batch.long_action.shape[1] == 7 * 5
+    distance = np.asarray(batch.distance)
+    shares = [(distance == 0).mean(), (distance == FAR).mean()]
+    assert shares == pytest.approx([0.15, 0.25], abs=0.01)
+    far_from_the_end = (chunks.end - start > 30)[index]
+    ahead = distance[far_from_the_end & (distance > 0) & (distance < FAR)]
+    assert ahead.mean() == pytest.approx(1 / 0.4, rel=0.02)  # of a geometric number

@@ -111,6 +111,7 @@ def make_record(
             "folder": str(folder),
             "relative": os.path.relpath(folder, out.resolve()),
             "name": dataset.manifest.name,
+            "rewards": dataset.rewards,
             "sha256": {shard.file: shard.sha256 for shard in dataset.manifest.shards},
         },
         "versions": {

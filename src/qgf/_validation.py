@@ -9,7 +9,7 @@ import numpy as np
 from qgf.config import Config
 from qgf.data.dataset import Batch, Dataset
 from qgf.data.goals import GoalBatch, GoalDataset
-from qgf.data.manifest import Manifest, read_manifest
+from qgf.data.manifest import Manifest, read_manifest, reading
 from qgf.envs import EnvName
 from qgf.errors import UserError
 
@@ -42,10 +42,11 @@ def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
 def intact_manifest(record: dict) -> Manifest:
     """Return the manifest of a run's data. UserError if they are gone or have changed."""
     folder = Path(record["data"]["folder"])
-    if not folder.is_dir():
-        raise UserError(f"the data folder {folder} is gone")
+    with reading(folder):
+        if not folder.is_dir():
+            raise UserError(f"the data folder {folder} is gone")
     manifest = read_manifest(folder)
-    shard = manifest.split("val")[0]
-    if shard.sha256 != record["data"]["sha256"].get(shard.file) or not manifest.intact(shard):
-        raise UserError(f"{folder / shard.file} is no longer the data of this run")
-    return manifest
+    for shard in manifest.split("val")[:1]:
+        if shard.sha256 == record["data"]["sha256"].get(shard.file) and manifest.intact(shard):
+            return manifest
+    raise UserError(f"the validation data in {folder} are no longer those of this run")

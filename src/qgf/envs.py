@@ -118,3 +118,19 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env:
     if parsed.oraclerep:
         kwargs.setdefault("use_oracle_rep", True)
     return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+
+
+def state_widths(env: gymnasium.Env) -> dict[str, int]:
+    """Return how many numbers each array of a dataset holds per row, by the array's name.
+
+    Environments without buttons have no "button_states".
+    """
+    base: Any = env.unwrapped
+    widths = {
+        "observations": env.observation_space.shape[0],
+        "actions": env.action_space.shape[0],
+        "qpos": base.model.nq,
+        "qvel": base.model.nv,
+    }
+    buttons = getattr(base, "_num_buttons", 0)
+    return widths | ({"button_states": buttons} if buttons else {})

@@ -74,6 +74,8 @@ def train(
 ) -> None:
     """Train all learners a method acts with, side by side; write the run to `out`.
 
+    Which rewards are used is printed.
+
     Args:
         env: a single-task environment; one of goals (…-oraclerep-v0); or one without a task,
             to train the policy alone or, with a critic of goals, for goals that are whole
@@ -121,6 +123,7 @@ def train(
             if step:
                 state = _restore(find_checkpoint(out), state)
             truncate_metrics(out / "metrics.jsonl", step)
+            print(f"rewards: {dataset.rewards}")
             with metrics_writer(send, out, seeds) as log:
                 _loop(run, state, validation, rotating, step, log)
 

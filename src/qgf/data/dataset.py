@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from ogbench.relabel_utils import relabel_dataset
 
 from qgf.config import Spec
+from qgf.data._npz import own_rewards, read_arrays
 from qgf.data.manifest import Manifest, Shard
-from qgf.envs import EnvName, make_env
+from qgf.envs import EnvName, make_env, state_widths
 from qgf.errors import UserError
 
 Part = dict[str, np.ndarray]  # what is read of one shard
@@ -139,7 +140,18 @@ class Dataset:
         self.chunk = chunk
         self.discount = discount
         self._sparse = sparse
-        self._env = make_env(env) if self.name.singletask else None
+        self._env = make_env(env)
+        self._widths = state_widths(self._env)
+
+    @property
+    def rewards(self) -> str:
+        """Which rewards are used, in one line; those in the files never are."""
+        used = "none"
+        if self.name.singletask:
+            rule = ", -1 until it is solved" if self._sparse else ""
+            used = f"those of {self.name.env_id}, computed from the recorded states{rule}"
+        own = own_rewards(self.manifest.folder / self.manifest.split("train")[0].file)
+        return used + (f"; the files' own {' and '.join(own)} are not used" if own else "")
 
     def spec(self, chunks: Chunks) -> Spec:
         """Return the sizes of chunks of this data."""
@@ -149,10 +161,16 @@ class Dataset:
         """Read `shards` into one set of chunks (NumPy arrays; the device copy is the caller's).
 
         Raises:
-            UserError: a shard is damaged, has NaN, an action outside [-1, 1], or no
-                trajectory as long as a chunk.
+            UserError: a shard is damaged or unfit (see `read_arrays`), lacks what rewards come
+                from, has no trajectory as long as a chunk, or memory is too small.
         """
-        return self._join([self._read(shard) for shard in shards])
+        try:
+            return self._join([self._read(shard) for shard in shards])
+        except MemoryError as error:
+            raise UserError(
+                f"{len(shards)} shards of {self.manifest.folder} do not fit into memory "
+                f"({error}); use a smaller --resident-gb, or smaller shards"
+            ) from None
 
     def _join(self, parts: list[Part]) -> eqx.Module:
         return Chunks(
@@ -168,7 +186,7 @@ class Dataset:
     def groups(self, gigabytes: float) -> list[list[Shard]]:
         """Split the training shards into runs of neighbours of at most `gigabytes` each."""
         shards = self.manifest.split("train")
-        row_bytes = self._row_bytes(shards[0])
+        row_bytes = 4 * (self._widths["observations"] + self._widths["actions"] + 4)
         groups: list[list[Shard]] = [[]]
         for shard in shards:
             rows = shard.rows + sum(other.rows for other in groups[-1])
@@ -181,18 +199,21 @@ class Dataset:
         """Return all chunks of the -val shards."""
         return self.chunks(self.manifest.split("val"))
 
-    def _row_bytes(self, shard: Shard) -> int:
-        part = _load(self.manifest.folder / shard.file)
-        return 4 * (part["observations"].shape[1] + part["actions"].shape[1] + 4)
-
     def _read(self, shard: Shard) -> Part:
         path = self.manifest.folder / shard.file
-        data = _load(path)
-        _check(path, data)
-        return self._part(path, data, _chunk_starts(path, data["terminals"], self.chunk))
+        data = read_arrays(path, self._widths)
+        terminals = data["terminals"]
+        rows, episodes = len(terminals), int(np.count_nonzero(terminals))
+        if (rows, episodes) != (shard.rows, shard.episodes):
+            raise UserError(
+                f"{path} has {rows} rows in {episodes} episodes, but the manifest says "
+                f"{shard.rows} in {shard.episodes}; collect the data again, or delete the manifest "
+                "of downloaded files"
+            )
+        return self._part(path, data, _chunk_starts(path, terminals, self.chunk))
 
     def _part(self, path: Path, data: Part, start: Int[np.ndarray, " chunk"]) -> Part:
-        if self._env is not None:
+        if self.name.singletask:
             try:
                 relabel_dataset(self.name.env_id, self._env, data)
             except KeyError as absent:
@@ -239,41 +260,12 @@ def rotation(dataset: Dataset, gigabytes: float, every: int, step: int) -> Itera
         yield data
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({error}); download or collect it again") from None
-
-
-def _check(path: Path, data: dict[str, np.ndarray]) -> None:
-    rows = {name: len(array) for name, array in data.items()}
-    if len(set(rows.values())) > 1:
-        raise UserError(f"{path} has arrays of different lengths ({rows}); collect it again")
-    for name in ("observations", "actions"):
-        bad = ~np.isfinite(data[name]).all(axis=1)
-        if bad.any():
-            raise UserError(
-                f"{path} has NaN or infinity in {name}, first in row {bad.argmax()}; "
-                "remove that episode or collect the shard again"
-            )
-    outside = np.abs(data["actions"]).max(axis=1) > 1 + 1e-6
-    if outside.any():
-        raise UserError(
-            f"{path} has an action outside [-1, 1], first in row {outside.argmax()}; "
-            "scale the actions to [-1, 1]"
-        )
-
-
 def _chunk_starts(path: Path, terminals: np.ndarray, length: int) -> np.ndarray:
     """Return the rows at which a whole chunk and the observation after it begin.
 
     The last row of a trajectory (terminal) holds its last observation; its action is unused.
     """
     ends = np.flatnonzero(terminals)
-    if len(ends) == 0 or ends[-1] != len(terminals) - 1:
-        raise UserError(f"{path} does not end with a terminal row; it is cut off: collect it again")
     firsts = np.concatenate([[0], ends[:-1] + 1])
     starts = [np.arange(a, b - length + 1) for a, b in zip(firsts, ends, strict=True)]
     if not any(len(s) for s in starts):

@@ -14,7 +14,6 @@ from ogbench.relabel_utils import add_oracle_reps
 from qgf.config import Config, Spec
 from qgf.data.dataset import Chunks, Dataset, Part, joined, joined_rows
 from qgf.data.manifest import Manifest
-from qgf.envs import make_env
 from qgf.errors import UserError
 
 FAR = 2**30
@@ -119,7 +118,6 @@ class GoalDataset(Dataset):
             )
         super().__init__(manifest, env, chunk=config.chunk, discount=config.discount)
         self._config = config
-        self._oracle = make_env(env) if self.name.oraclerep else None
 
     def spec(self, chunks: GoalChunks) -> Spec:
         """Return the sizes of chunks of this data."""
@@ -128,9 +126,9 @@ class GoalDataset(Dataset):
     def _part(self, path: Path, data: Part, start: Int[np.ndarray, " chunk"]) -> Part:
         part = super()._part(path, data, start)
         goal = part["observations"]
-        if self._oracle is not None:
+        if self.name.oraclerep:
             try:
-                add_oracle_reps(self.name.env_id, self._oracle, data)
+                add_oracle_reps(self.name.env_id, self._env, data)
             except KeyError as absent:
                 raise UserError(
                     f"{path} has no {absent}, from which goals are computed; train with "

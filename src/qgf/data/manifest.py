@@ -7,19 +7,30 @@ folder too; several are NAME-000.npz, NAME-000-val.npz, NAME-001.npz and so on.
 import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from qgf._files import read_json, sha256, write_json
+from qgf._files import check_form, read_record, sha256, write_record
+from qgf.data._npz import read_arrays
+from qgf.envs import make_env, state_widths
 from qgf.errors import UserError
 
 FILE = "manifest.json"
-FORMAT = 1
-KEYS = ("observations", "actions", "terminals")
+PLAN = ("episodes", "val_episodes", "shard_episodes", "steps")
 
 Split = Literal["train", "val"]
+
+_SHARD = {"file": str, "split": str, "episodes": int, "rows": int, "sha256": str}
+_FORM = {
+    "name": str,
+    "seed": (int, type(None)),
+    "versions": {str: str},
+    "plan": {str: int},
+    "shards": [_SHARD],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,38 +81,63 @@ class Manifest:
         )
 
     def intact(self, shard: Shard) -> bool:
-        """Whether the shard's file exists and has the content it was written with."""
+        """Whether the shard's file exists and has the content it was written with.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         path = self.folder / shard.file
-        return path.is_file() and sha256(path) == shard.sha256
+        with reading(path):
+            return path.is_file() and sha256(path) == shard.sha256
+
+    def check_present(self) -> None:
+        """Raise UserError if manifest.json, once written, or a file that it lists is gone."""
+        for name in (FILE, *(shard.file for shard in self.shards)):
+            if not (self.folder / name).is_file():
+                raise UserError(
+                    f"{self.folder / name} is gone: it was removed while data were collected; run "
+                    "the same command again"
+                )
 
     def write(self) -> None:
         """Write manifest.json, atomically. UserError if the folder cannot be written."""
         content = dataclasses.asdict(self)
         del content["folder"]
-        write_json(self.folder / FILE, {"format": FORMAT, **content})
+        write_record(self.folder / FILE, content)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make a UserError of what the system says when `path` cannot be read in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def load_manifest(folder: str | Path) -> Manifest:
     """Return the manifest of a dataset after comparing every shard with its SHA-256.
 
-    A folder of files from OGBench's servers, which has no manifest, gets one.
+    A folder of files from OGBench's servers, which has no manifest, gets one, after every
+    array that is used was read and checked.
 
     Raises:
         UserError: the folder is missing, holds no or half a dataset, or a file is missing,
-            damaged or lacks its validation counterpart.
+            damaged, unfit or lacks its validation counterpart.
     """
     folder = Path(folder)
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; name its folder instead: {folder.parent}")
-    if not folder.is_dir():
-        raise UserError(f"no dataset folder {folder}; make one with 'qgf collect'")
-    if not (folder / FILE).exists():
-        manifest = _survey(folder)
+    with reading(folder):
+        if folder.is_file():
+            raise UserError(f"{folder} is a file; name its folder instead: {folder.parent}")
+        if not folder.is_dir():
+            raise UserError(f"no dataset folder {folder}; make one with 'qgf collect'")
+        recorded = (folder / FILE).exists()
+    manifest = read_manifest(folder)
+    if not recorded:
         # Without write permission the survey is simply repeated next time.
         with contextlib.suppress(UserError):
             manifest.write()
         return manifest
-    manifest = read_manifest(folder)
     if not manifest.complete:
         done = manifest.episodes("train")
         raise UserError(
@@ -131,53 +167,72 @@ def _complain(manifest: Manifest, shard: Shard) -> None:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read manifest.json and believe it. UserError if it cannot be understood."""
+    """Read manifest.json and believe it; without one, see what downloaded files there are.
+
+    Raises:
+        UserError: the manifest cannot be understood, or the files are unfit.
+    """
     path = Path(folder) / FILE
-    content: Any = read_json(path)
-    try:
-        if content["format"] != FORMAT:
-            raise UserError(f"{path} has format {content['format']}; this is {FORMAT}")
-        shards = tuple(Shard(**shard) for shard in content["shards"])
-        if any(Path(shard.file).name != shard.file for shard in shards):
-            raise UserError(f"{path} lists a file outside its folder")
-        return Manifest(
-            folder=Path(folder),
-            name=content["name"],
-            seed=content["seed"],
-            versions=dict(content["versions"]),
-            plan=dict(content["plan"]),
-            shards=shards,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a dataset's manifest ({error!r})") from None
+    with reading(path):
+        if not path.exists():
+            return _survey(Path(folder))
+    content = read_record(path)
+    check_form(content, _FORM, str(path))
+    fault = _fault(content["plan"], content["shards"])
+    if fault:
+        raise UserError(f"{path} is damaged: {fault}; restore it, or make the data again")
+    return Manifest(
+        folder=Path(folder),
+        name=content["name"],
+        seed=content["seed"],
+        versions=content["versions"],
+        plan=content["plan"],
+        shards=tuple(Shard(**{key: s[key] for key in _SHARD}) for s in content["shards"]),
+    )
+
+
+def _fault(plan: dict, shards: list[dict]) -> str:
+    """Return what no manifest that was written here says, or ""."""
+    if plan and (plan.keys() != {*PLAN} or min(plan.values()) < 1):
+        return f"it has the plan {plan}"
+    for shard in shards:
+        if Path(shard["file"]).name != shard["file"] or not shard["file"].endswith(".npz"):
+            return f"it lists {shard['file']!r}, which is no shard in its folder"
+        if shard["split"] not in get_args(Split) or min(shard["episodes"], shard["rows"]) < 1:
+            return f"it lists {shard}"
+    if len({shard["file"] for shard in shards}) < len(shards):
+        return "it lists a file twice"
+    return ""
 
 
 def _survey(folder: Path) -> Manifest:
-    """Make the manifest of a folder of OGBench files."""
-    train = sorted(p for p in folder.glob("*.npz") if not p.stem.endswith("-val"))
+    """Make the manifest of a folder of OGBench files, each of which is read whole."""
+    names = sorted(path.name for path in folder.iterdir())
+    # macOS keeps what other file systems cannot hold in files named ._NAME.
+    train = [n for n in names if n.endswith(".npz") and not n.startswith(".")]
+    train = [folder / name for name in train if not name.endswith("-val.npz")]
     if not train:
         raise UserError(f"{folder} holds no dataset (no .npz files)")
-    names = sorted({re.sub(r"-\d+$", "", path.stem) for path in train})
-    if len(names) > 1:
-        raise UserError(f"{folder} holds several datasets, {', '.join(names)}: separate them")
-    shards = []
+    stems = sorted({re.sub(r"-\d+$", "", path.stem) for path in train})
+    if len(stems) > 1:
+        raise UserError(f"{folder} holds several datasets, {', '.join(stems)}: separate them")
+    name = stems[0].replace("-100m", "")
+    try:
+        env = make_env(name)
+    except UserError as error:
+        raise UserError(f"{train[0]} is not named after an environment: {error}") from None
+    shards, widths = [], state_widths(env)
     for path in train:
         val = path.with_name(f"{path.stem}-val.npz")
-        if not val.exists():
+        if val.name not in names:
             raise UserError(f"{val} is missing; it belongs beside {path.name}")
-        shards += [_describe(path, "train"), _describe(val, "val")]
-    return Manifest(folder, names[0].replace("-100m", ""), None, {}, {}, tuple(shards))
+        shards += [_describe(path, "train", widths), _describe(val, "val", widths)]
+    return Manifest(folder, name, None, {}, {}, tuple(shards))
 
 
-def _describe(path: Path, split: Split) -> Shard:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            absent = [key for key in KEYS if key not in file]
-            terminals = np.zeros(0) if absent else file["terminals"]
-    # A damaged zip shows itself as BadZipFile, zlib.error, EOFError, ValueError, ...
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({error}); download it again") from None
-    if absent:
-        raise UserError(f"{path} is not a dataset file: it has no {absent[0]!r}")
-    episodes = int(np.count_nonzero(terminals))
-    return Shard(path.name, split, episodes, len(terminals), sha256(path))
+def _describe(path: Path, split: Split, widths: dict[str, int]) -> Shard:
+    terminals = read_arrays(path, widths)["terminals"]
+    with reading(path):
+        return Shard(
+            path.name, split, int(np.count_nonzero(terminals)), len(terminals), sha256(path)
+        )
