@@ -1,6 +1,8 @@
 """Collection against OGBench: its loader, its environments, and its generation loop."""
 
+import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import resource
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import gymnasium
 import numpy as np
@@ -22,8 +25,12 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
+import qgf.data.collect
+from qgf._files import TEMPORARY, locked
+from qgf._workers import Workers
 from qgf.data.collect import _cube_stays_visible, collect, episode_seed
-from qgf.data.manifest import load_manifest
+from qgf.data.manifest import Manifest, load_manifest
+from qgf.envs import state_widths
 from qgf.errors import UserError
 
 small = functools.partial(
@@ -137,6 +144,8 @@ def test_episode_equals_that_of_ogbench(name, settings, tmp_path, monkeypatch):
         assert set(actual) == expected.keys() - (
             set() if "button_states" in actual else {"button_states"}
         )
+        widths = {key: actual[key].shape[1] for key in actual if key != "terminals"}
+        assert widths == state_widths(env)
         for key in actual:
             dtype = {"terminals": bool, "button_states": np.int64}.get(key, np.float32)
             assert actual[key].dtype == dtype
@@ -186,6 +195,33 @@ def test_ogbench_loads_a_collection_of_one_shard(tmp_path):
         np.testing.assert_array_equal(states, data["button_states"])
 
 
+COLLECTING = """
+from qgf.data.collect import collect
+collect("cube-single-play-v0", DATA, 1, 1, 1, 2, 3, 5)
+"""
+EVALUATING = """
+from qgf._files import TEMPORARY, locked
+from qgf._workers import Workers
+with Workers("cube-single-singletask-task1-v0", 1, 1) as workers:
+    workers.request({0: ("reset", {"seed": 0})})
+"""
+
+
+@pytest.mark.parametrize(
+    "how, what", [("file", COLLECTING), ("input", EVALUATING)], ids=["file", "input"]
+)
+def test_scripts_need_no_main_guard(how, what, tmp_path):
+    data = str(tmp_path / "data")
+    text = f"print('once')\nDATA = {data!r}\n{what}\nimport __main__\nprint(__main__.__spec__)"
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    argv, given = ([script], None) if how == "file" else (["-"], text)
+    done = subprocess.run(
+        [sys.executable, *argv], input=given, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.split() == ["once", "None"], done.stderr
+
+
 _SCRIPT = """
 import sys
 from qgf.data.collect import collect
@@ -232,6 +268,7 @@ def test_broken_off_collection_continues_with_the_same_bytes(how, whole, tmp_pat
     recorded = b"cube-single-play-v0-000.npz" in (folder / "manifest.json").read_bytes()
     with pytest.raises(UserError, match=r"half finished.*same 'qgf collect' command"):
         load_manifest(folder)
+    time.sleep(1.1)  # a temporary file as young as that may be another writer's
     small(out=folder)
     assert contents(folder) == contents(whole)
     assert first.stat().st_mtime_ns == stamp or not recorded
@@ -246,6 +283,62 @@ def test_death_of_a_worker_is_reported(tmp_path):
     threading.Thread(target=kill).start()
     with pytest.raises(UserError, match=r"a worker process died.*same command"):
         small(out=tmp_path, workers=2)
+
+
+@pytest.mark.parametrize("when", ["first shard", "first shard listed", "last shard listed"])
+def test_folder_that_is_removed_meanwhile(when, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    place, name = (qgf.data.collect, "_write") if when == "first shard" else (Manifest, "write")
+    function = getattr(place, name)
+    left = {"first shard": 1, "first shard listed": 2, "last shard listed": 7}[when]
+
+    def remove(*arguments):
+        nonlocal left
+        result = function(*arguments)
+        left -= 1
+        if left == 0:
+            shutil.rmtree(folder)
+        return result
+
+    monkeypatch.setattr(place, name, remove)
+    with pytest.raises(UserError, match=r"is gone.*the same command again"):
+        small(out=folder)
+    assert left <= 0
+    small(out=folder)
+    assert contents(folder) == contents(whole)
+
+
+def test_too_little_memory_or_too_few_files(tmp_path, monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 2, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot start 2 worker.*Too many open files"):
+            small(out=tmp_path / "a", workers=2)
+        with pytest.raises(UserError, match=r"cannot start 2 worker.*fewer --workers"):
+            Workers("cube-single-v0", 2, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not multiprocessing.active_children()
+
+    def savez(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "savez_compressed", savez)
+    with pytest.raises(UserError, match=r"not enough memory.*--shard-episodes"):
+        small(out=tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["manifest.json"]
+
+
+def test_what_macos_leaves_in_a_folder_does_not_count(copied, whole, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in (".DS_Store", "._data"):
+        (folder / name).write_bytes(b"x")
+    small(out=folder, episodes=1, val_episodes=1)
+    for path in strip_manifest(copied).glob("*.npz"):
+        (copied / f"._{path.name}").write_bytes(b"x")
+    assert load_manifest(copied).shards == load_manifest(whole).shards
 
 
 def test_finished_collection_is_not_made_again(copied):
@@ -300,11 +393,25 @@ def test_other_environment_does_not_mix_with_what_is_there(copied):
         ({"workers": 0}, "workers must lie between 1 and 1,000, got 0"),
         ({"steps": 0}, "steps must lie between 1 and .*, got 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"shard_episodes": 10**20}, "shard_episodes must .* got 10{20}"),
+        ({"steps": 10**20}, "steps must .* got 10{20}"),
     ],
 )
 def test_senseless_arguments(change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         small(out=tmp_path / "data", **change)
+    assert not (tmp_path / "data").exists()
+
+
+def test_far_more_processes_than_processors(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for function in (
+        lambda: small(out=tmp_path / "data", episodes=40, shard_episodes=40, workers=33),
+        lambda: Workers("cube-single-v0", 40, 33),
+    ):
+        with pytest.raises(UserError, match="33 worker processes are too many for 2 processors"):
+            function()
     assert not (tmp_path / "data").exists()
 
 
@@ -322,6 +429,16 @@ def test_folder_of_other_things_is_left_alone(tmp_path):
     with pytest.raises(UserError, match=r"thesis.tex"):
         small(out=tmp_path / "thesis.tex")
     assert contents(tmp_path) == {"thesis.tex": b"x"}
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (loop, tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"cannot (read|write)|no dataset folder"):
+            load_manifest(path)
+        with pytest.raises(UserError, match=r"cannot (read|write)"):
+            small(out=path)
 
 
 def test_unwritable_folder(tmp_path):
@@ -374,9 +491,22 @@ def test_downloaded_files_get_a_manifest(copied, whole):
 def test_faults_of_downloaded_files(copied):
     path = strip_manifest(copied) / "cube-single-play-v0-001.npz"
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"001.npz cannot be read.*download it again"):
+    damaged = bytearray(whole)
+    with zipfile.ZipFile(path) as file:  # inside an array that is neither the first nor the last
+        damaged[file.getinfo("qpos.npy").header_offset + 200] ^= 1
+    for content in (whole[: len(whole) // 2], damaged):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"001.npz cannot be read.*download or collect it"):
+            load_manifest(copied)
+        assert not (copied / "manifest.json").exists()
+    path.write_bytes(whole)
+    load_manifest(copied)
+    strip_manifest(copied)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"001.npz cannot be read \(Is a directory\)"):
         load_manifest(copied)
+    path.rmdir()
     np.savez(path, observations=np.zeros(3))
     with pytest.raises(UserError, match="it has no 'actions'"):
         load_manifest(copied)
@@ -394,9 +524,111 @@ def test_folder_without_dataset(tmp_path):
         load_manifest(tmp_path / "none")
     with pytest.raises(UserError, match="holds no dataset"):
         load_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": 2}')
-    with pytest.raises(UserError, match="format 2"):
+    (tmp_path / "manifest.json").write_text('{"format": 3}')
+    with pytest.raises(UserError, match="has format 3"):
         load_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": 1, "shards": [{}]}')
-    with pytest.raises(UserError, match="not a dataset's manifest"):
-        load_manifest(tmp_path)
+
+
+def reseal(folder, form, edit):
+    """Change a manifest as a person would, or one of format 1, which has no checksum."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["format"], content["checksum"]
+    edit(content)
+    marks = {"format": 1} if form == 1 else {"format": 2, "checksum": "edited"}
+    path.write_text(json.dumps({**content, **marks}))
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_manifests_of_both_formats_are_read(form, copied, whole):
+    reseal(copied, form, lambda content: None)
+    assert dataclasses.replace(load_manifest(copied), folder=whole) == load_manifest(whole)
+    small(out=copied)
+    assert contents(copied) == contents(whole)  # the manifest too: it is written anew
+
+
+def test_changed_manifest_is_noticed(copied):
+    path = copied / "manifest.json"
+    text = path.read_text()
+    for old, new in (
+        ('"seed": 3', '"seed": 2'),
+        ('"rows": 80', '"rows": 88'),
+        ("001-val", "001-vam"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        for function in (load_manifest, lambda folder: small(out=folder)):
+            with pytest.raises(UserError, match="its checksum differs"):
+                function(copied)
+
+
+def put(value, *keys):
+    """An edit that puts a value at a place of a nested dictionary."""
+
+    def edit(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *(put(value, "name") for value in (None, 3, ["cube-single-play-v0"])),
+        *(put(value, "seed") for value in ("3", 3.0, True, [3])),
+        *(put(value, "versions") for value in (None, [1], {"numpy": 2})),
+        *(put(value, "plan") for value in (None, {"episodes": "5"}, {"episodes": 5})),
+        put(0, "plan", "steps"),
+        *(put(value, "shards") for value in (None, {}, [None], [{}], ["x"])),
+        *(put(value, "shards", 0, "file") for value in (None, "../x.npz", "", "..")),
+        put("cube-single-play-v0-001.npz", "shards", 0, "file"),
+        *(put(value, "shards", 0, "split") for value in (None, "test", [])),
+        *(put(value, "shards", 0, "episodes") for value in (None, "2", 0, -1, 2.5)),
+        *(put(value, "shards", 0, "rows") for value in (None, "a", 0)),
+        *(put(value, "shards", 0, "sha256") for value in (None, 3, "")),
+        lambda content: content.pop("plan"),
+        lambda content: content["shards"][0].pop("rows"),
+    ],
+)
+def test_manifest_of_other_values(edit, copied):
+    reseal(copied, 2, edit)
+    with pytest.raises(UserError, match=r"is damaged|it is damaged or of another version|differs"):
+        load_manifest(copied)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 100_000, "is not readable JSON: it is nested too deeply"),
+        ('{"seed": ' + "1" * 5000 + "}", "is not readable JSON"),
+        ('{"seed": NaN}', "is not readable JSON"),
+        ("", "is not readable JSON"),
+        ("null", "is damaged"),
+        ("3", "is damaged"),
+        ("[]", "is damaged"),
+        ("{}", "has no 'name'"),
+    ],
+)
+def test_manifest_that_is_none(text, message, copied):
+    (copied / "manifest.json").write_text(text)
+    for function in (load_manifest, lambda folder: small(out=folder)):
+        with pytest.raises(UserError, match=rf"manifest.json {message}[^\n]*$"):
+            function(copied)
+
+
+def test_one_process_collects_at_a_time(copied, whole):
+    with locked(copied), pytest.raises(UserError, match=r"copy is in use by process \d+"):
+        small(out=copied)
+    rest = copied / f"{TEMPORARY}rest"
+    rest.write_bytes(b"of a killed process")
+    os.utime(rest, (0, 0))
+    small(out=copied)
+    assert contents(copied) == contents(whole)
+
+
+def test_shards_listed_as_something_else_are_made_again(copied, whole):
+    reseal(copied, 1, put(1, "shards", 0, "episodes"))
+    small(out=copied)
+    assert contents(copied) == contents(whole)

@@ -96,10 +96,10 @@ def locked(folder: str | Path) -> Iterator[None]:
         UserError: another process holds it, or it cannot be made or written.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name another")
     with contextlib.ExitStack() as undo:
         try:
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder} is not a folder; name another")
             for part in reversed([folder, *folder.parents]):
                 if not part.exists():
                     part.mkdir(exist_ok=True)

@@ -1,20 +1,69 @@
-"""How worker processes are started: of one thread each, and ended by their parent alone."""
+"""How worker processes start (apart from the user's script, of one thread each) and end."""
 
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from multiprocessing import resource_tracker
+
+from qgf.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 2  # seconds
+_starting = threading.RLock()  # what a block changes belongs to the whole process
+
+
+def check_workers(count: int) -> None:
+    """Raise UserError if `count` processes are far more than there are processors."""
+    processors = os.cpu_count() or 1
+    if count > 16 * processors:
+        raise UserError(
+            f"{count} worker processes are too many for {processors} processors; use at most "
+            f"{16 * processors} --workers, and better one per processor"
+        )
+
+
+@contextmanager
+def worker_start(count: int) -> Iterator[None]:
+    """Start `count` processes in the block, by the method "spawn"; they call `follow_parent` first.
+
+    Raises:
+        UserError: they are too many, or the system refuses to start them.
+    """
+    check_workers(count)
+    try:
+        with _starting, _apart_from_main(), _single_threaded(), _shielded():
+            yield
+    except OSError as error:
+        raise UserError(
+            f"cannot start {count} worker processes: {error.strerror or error}; use fewer --workers"
+        ) from None
+
+
+@contextmanager
+def _apart_from_main() -> Iterator[None]:
+    """Keep processes started in the block from running the user's script once more.
+
+    They would import it to find what is pickled by the name of __main__, of which nothing is
+    sent; a script without a main guard, or read from standard input, would break them. A main
+    module called "__main__", as that of a package is, is left alone by multiprocessing.spawn.
+    """
+    main = sys.modules["__main__"]
+    before = main.__spec__
+    main.__spec__ = ModuleSpec("__main__", None)
+    try:
+        yield
+    finally:
+        main.__spec__ = before
 
 
 def follow_parent() -> None:
-    """Let this process, just started within `shielded`, end when its parent does."""
+    """Let this process, just started within `worker_start`, end when its parent does."""
     # Schedulers send SIGTERM to all processes. The parent's end comes first, so that it does
     # not take this one for dead.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
@@ -28,7 +77,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def shielded() -> Iterator[None]:
+def _shielded() -> Iterator[None]:
     """Keep Ctrl-C and SIGTERM from processes started in the block, from their first moment on.
 
     This process answers them at the end of the block, so that none is left half started. The
@@ -54,7 +103,7 @@ def shielded() -> Iterator[None]:
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def _single_threaded() -> Iterator[None]:
     """Keep linear algebra of processes started in the block to one thread each."""
     name = "OMP_NUM_THREADS"
     before = os.environ.get(name)

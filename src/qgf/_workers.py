@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qgf._processes import follow_parent, shielded, single_threaded
+from qgf._processes import follow_parent, worker_start
 from qgf.envs import make_env
 from qgf.errors import UserError
 
@@ -32,18 +32,28 @@ class Workers:
     A request is ("reset", what the environment's reset takes by name), ("act", actions of shape
     (chunk, action)) or ("render", camera), which is answered by an RGB image instead of a Reply.
     The processes end when this one does, however it ends. `kwargs` are those of `make_env`.
+
+    Raises:
+        UserError: they cannot be started, or (at a request) one has died.
     """
 
     def __init__(self, env: str, slots: int, workers: int, **kwargs: Any):
         self._workers = min(workers, slots)
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
-        with single_threaded(), shielded():
-            for _ in range(self._workers):
-                ours, theirs = context.Pipe()
-                context.Process(target=_serve, args=(theirs, env, kwargs), daemon=True).start()
-                theirs.close()
-                self._pipes.append(ours)
+        try:
+            with worker_start(self._workers):
+                for _ in range(self._workers):
+                    ours, theirs = context.Pipe()
+                    self._pipes.append(ours)
+                    with theirs:
+                        process = context.Process(
+                            target=_serve, args=(theirs, env, kwargs), daemon=True
+                        )
+                        process.start()
+        except BaseException:
+            self.__exit__()  # at which those that were started end
+            raise
 
     def request(self, requests: dict[int, tuple[str, Any]]) -> dict[int, Any]:
         """Serve every slot's request, in parallel over the processes."""

@@ -5,24 +5,25 @@ al. 2025). Each episode has a seed of its own, so neither the number of workers 
 interruption changes a byte.
 """
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import multiprocessing
 import platform
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
-from qgf._files import atomic_open, sha256
-from qgf._processes import follow_parent, shielded, single_threaded
+from qgf._files import LOCK, TEMPORARY, atomic_open, locked, sha256
+from qgf._processes import check_workers, follow_parent, worker_start
 from qgf._progress import progress
 from qgf.data._oracles import make_oracles
-from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
+from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest, reading
 from qgf.envs import EnvName, make_env
 from qgf.errors import UserError, check_counts
 
@@ -82,8 +83,9 @@ def collect(
         steps: rows of an episode, that is transitions plus one.
 
     Raises:
-        UserError: an argument makes no sense, the folder holds something else or cannot
-            be written, or a worker died.
+        UserError: an argument makes no sense, the folder holds something else, cannot be
+            written, is in use by another process or was removed meanwhile, memory is too
+            small, or a worker died.
     """
     name = EnvName.parse(env)
     plan = {
@@ -93,23 +95,35 @@ def collect(
         "steps": steps,
     }
     check_counts({**plan, "workers": workers})
-    if seed < 0:
-        raise UserError(f"seed is {seed}; it must not be negative")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"seed is {seed}; it must not be negative, and below 2^64")
     targets = _targets(name.dataset, plan)
-    manifest = _resume(Manifest(Path(out), name.dataset, seed, _versions(), plan, ()))
-    manifest.write()
+    check_workers(min(workers, episodes + val_episodes))
+    with locked(out):
+        fresh = Manifest(Path(out), name.dataset, seed, _versions(), plan, ())
+        manifest = _resume(fresh, targets)
+        manifest.write()
+        return _fill(manifest, name, targets, workers)
+
+
+def _fill(manifest: Manifest, name: EnvName, targets: list[_Target], workers: int) -> Manifest:
+    """Collect what the manifest lacks; return it when nothing does."""
     kept = {shard.file: shard for shard in manifest.shards}
     missing = [target for target in targets if target.file not in kept]
     with progress() as bar:
-        total = (episodes + val_episodes) * steps
+        steps = manifest.plan["steps"]
+        total = sum(len(target.episodes) for target in targets) * steps
         done = sum(shard.rows for shard in manifest.shards)
         task = bar.add_task(name.dataset, total=total, completed=done, unit="steps")
         advance = functools.partial(bar.advance, task, steps)
-        for shard in _shards(manifest, name, missing, workers, advance):
-            kept[shard.file] = shard
-            shards = tuple(kept[t.file] for t in targets if t.file in kept)
-            manifest = dataclasses.replace(manifest, shards=shards)
-            manifest.write()
+        with contextlib.closing(_collected(manifest, name, missing, workers, advance)) as made:
+            for target, parts in made:
+                manifest.check_present()
+                kept[target.file] = _write(manifest.folder, target, parts)
+                shards = tuple(kept[t.file] for t in targets if t.file in kept)
+                manifest = dataclasses.replace(manifest, shards=shards)
+                manifest.write()
+    manifest.check_present()
     return manifest
 
 
@@ -138,15 +152,15 @@ def _versions() -> dict[str, str]:
     return {**versions, "python": platform.python_version()}
 
 
-def _resume(fresh: Manifest) -> Manifest:
+def _resume(fresh: Manifest, targets: list[_Target]) -> Manifest:
     """Return what the folder already holds of this collection, or `fresh` if nothing."""
     folder = fresh.folder
-    try:
+    with reading(folder):
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
     if FILE not in found:
-        others = {name for name in found if not name.startswith(f".{FILE}.")}
+        # macOS leaves .DS_Store in a folder it shows, and ._NAME beside a file.
+        known = (LOCK, TEMPORARY, ".DS_Store", "._")
+        others = {name for name in found if not name.startswith(known)}
         if others:
             raise UserError(f"{folder} is not empty (it holds {min(others)}); name another")
         return fresh
@@ -162,38 +176,52 @@ def _resume(fresh: Manifest) -> Manifest:
                 f"{folder} holds a collection with {what} {was}, not {now}; "
                 "use another folder, or the same arguments and versions to continue"
             )
-    for name in found:
-        if name.startswith((f".{FILE}.", f".{fresh.name}")):  # of a writer that was killed
-            (folder / name).unlink(missing_ok=True)
-    intact = tuple(shard for shard in old.shards if old.intact(shard))
+    planned = {(t.file, t.split, len(t.episodes)) for t in targets}
+    listed = [s for s in old.shards if (s.file, s.split, s.episodes) in planned]
+    intact = tuple(shard for shard in listed if old.intact(shard))
     return dataclasses.replace(fresh, shards=intact)
 
 
-def _shards(
+def _collected(
     manifest: Manifest,
     name: EnvName,
     targets: list[_Target],
     workers: int,
     advance: Callable[[], None],
-) -> Iterator[Shard]:
-    """Write the shards one after the other; yield each when it is on disk."""
+) -> Iterator[tuple[_Target, list[Episode]]]:
+    """Yield the episodes of one shard after the other."""
     seed, steps = manifest.seed, manifest.plan["steps"]
     jobs = [_Job(name, t.split, i, seed, steps) for t in targets for i in t.episodes]
     results = _run(jobs, min(workers, len(jobs)))
     try:
         for target in targets:
-            parts = []
+            episodes = []
             for _ in target.episodes:
-                parts.append(next(results))
+                episodes.append(next(results))
                 advance()
-            arrays = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
-            path = manifest.folder / target.file
-            with atomic_open(path) as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-            rows = len(arrays["terminals"])
-            yield Shard(target.file, target.split, len(parts), rows, sha256(path))
+            yield target, episodes
+    except MemoryError:
+        raise _no_memory() from None
     finally:
         results.close()
+
+
+def _no_memory() -> UserError:
+    return UserError(
+        "not enough memory to collect a shard; use fewer --workers or, into another folder, "
+        "smaller --shard-episodes"
+    )
+
+
+def _write(folder: Path, target: _Target, episodes: list[Episode]) -> Shard:
+    path = folder / target.file
+    try:
+        arrays = {key: np.concatenate([e[key] for e in episodes]) for key in episodes[0]}
+        with atomic_open(path) as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+    except MemoryError:
+        raise _no_memory() from None
+    return Shard(target.file, target.split, len(episodes), len(arrays["terminals"]), sha256(path))
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
@@ -205,20 +233,22 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
         finally:
             np.random.set_state(state)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=follow_parent
-    )
+    pool = None
     try:
-        with single_threaded(), shielded():
-            results = pool.map(_episode, jobs)
+        with worker_start(workers):
+            pool = ProcessPoolExecutor(
+                workers, multiprocessing.get_context("spawn"), initializer=follow_parent
+            )
+            results = pool.map(_episode, jobs)  # which starts them all
         yield from results
-    except concurrent.futures.process.BrokenProcessPool:
+    except BrokenProcessPool:
         raise UserError(
             "a worker process died (out of memory?); run the same command to continue, "
             "with fewer workers"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
 
 @functools.lru_cache(maxsize=1)
