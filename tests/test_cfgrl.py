@@ -24,9 +24,9 @@ def test_weights_0_and_1_are_the_branches_to_the_last_bit(weight, o, learner):
     obs, noise = normal(33, 3), normal(33, 4, seed=1)
     branch = lambda obs, action, t: learner.branch(obs, action, t, o)  # noqa: E731
     expected = jax.jit(lambda: euler(branch, obs, noise))()
-    actual = jax.jit(lambda weight: learner.sample(obs, noise, weight))(jnp.full(33, weight))
+    actual = jax.jit(lambda weight: learner.sample(obs, noise, weight)[0])(jnp.full(33, weight))
     assert actual.tobytes() == expected.tobytes()
-    other = learner.sample(obs, noise, jnp.full(33, 1 - weight))
+    other = learner.sample(obs, noise, jnp.full(33, 1 - weight))[0]
     assert abs(other - expected).max() > 0.01
 
 
@@ -37,7 +37,7 @@ def test_every_row_has_its_own_weight():
         lambda x: x.policy, learner, lambda obs, action, t: 0.2 + 0.1 * obs[:, 1:] + 0 * action
     )
     weights = jnp.array([0.0, 1.0, 0.5, 3.0, 9.0])
-    actual = learner.sample(jnp.zeros((5, 1)), jnp.zeros((5, 1)), weights)
+    actual = learner.sample(jnp.zeros((5, 1)), jnp.zeros((5, 1)), weights)[0]
     np.testing.assert_allclose(actual[:, 0], [0.1, 0.3, 0.2, 0.7, 1.0], rtol=1e-5)
 
 
@@ -101,7 +101,7 @@ def test_branches_learn_the_better_actions_and_all():
     learner = fit(learner, others, draw, steps=1500)
     for obs in (-1.0, 1.0):
         start = jnp.full((4000, 1), obs), normal(4000, 1)
-        none, positive = (learner.sample(*start, jnp.full(4000, w)) for w in (0.0, 1.0))
+        none, positive = (learner.sample(*start, jnp.full(4000, w))[0] for w in (0.0, 1.0))
         assert float(positive.mean()) == pytest.approx(-0.5 * obs, abs=0.03)
         assert float(positive.std()) == pytest.approx(0.1, abs=0.04)
         assert float((none > 0).mean()) == pytest.approx(0.5, abs=0.06)

@@ -46,7 +46,8 @@ def smaller_q(
         operands = jax.tree.map(lambda x: x[order], (*kept, g))
         index, branches = _branches(members, inputs, is_first.sum(), len(g))
         sorted_gradient = jax.lax.switch(index, branches, *operands)
-        return (jnp.zeros_like(sorted_gradient).at[order].set(sorted_gradient),)
+        gradient = jnp.zeros_like(sorted_gradient).at[order].set(sorted_gradient)
+        return (gradient.astype(action.dtype),)
 
     smaller.defvjp(forward, backward)
     return smaller(action)

@@ -5,7 +5,7 @@ from typing import Literal, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from qgf._smaller_q import smaller_q
 from qgf.networks import MLP
@@ -16,7 +16,7 @@ class Critic(Protocol):
     """Any function q(obs, action) -> values; all arrays lead with the batch axis."""
 
     def __call__(
-        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
+        self, obs: PyTree, action: Float[Array, "batch *action"]
     ) -> Float[Array, " batch"]: ...
 
 

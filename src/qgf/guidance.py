@@ -22,30 +22,52 @@ clip too, as in the authors' implementation: a dimension that the clip cut off g
 through it, whereas ∇Q as if J = I is not zeroed by the clip.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from qgf.critic import Critic
-from qgf.flow import Velocity, euler
+from qgf.errors import UserError
+from qgf.flow import (
+    Sampled,
+    Velocity,
+    bounded,
+    checked_count,
+    checked_noise,
+    checked_result,
+    checked_velocity,
+    euler_counting,
+    flow_times,
+    per_row,
+    refuse_failed,
+    repeat_rows,
+)
 
-Obs = Float[Array, "batch obs"]
-Action = Float[Array, "batch action"]
+Obs = PyTree
+Action = Float[Array, "batch *action"]
 Time = Float[Array, " batch"]
 Estimator = Callable[[Velocity, Critic, Obs, Action, Time, int], tuple[Action, Action]]
 
 
 def q_gradient(critic: Critic, obs: Obs, action: Action) -> Action:
     """Return every row's ∇_a Q(s, a)."""
-    return jax.grad(lambda action: critic(obs, action).sum())(action)
+    return jax.grad(lambda action: q_values(critic, obs, action).sum())(action)
+
+
+def q_values(critic: Critic, obs: Obs, action: Action) -> Float[Array, " batch"]:
+    """Return every row's Q(s, a). UserError if the critic does not give one number per row."""
+    return checked_result(critic(obs, action), action.shape[:1], "critic")
 
 
 def one_step_clean(action: Action, v: Action, t: Time) -> Action:
     """Return â₁ = clip(a + (1 − t) v): one big Euler step from flow time t to the action."""
-    return jnp.clip(action + (1 - t[:, None]) * v, -1, 1)
+    return jnp.clip(action + per_row(1 - t, action) * v, -1, 1)
 
 
 def qgf(
@@ -151,13 +173,17 @@ def qgf_jacobian_ortho(
     J is that of a + (1 − t) v without the clip, which would make it singular and O arbitrary.
     Where J is singular none the less, O is the one that the SVD happens to give.
     """
-    v, pullback = jax.vjp(lambda action: velocity(obs, action, t), action)
-    eye = jnp.eye(action.shape[-1], dtype=action.dtype)
-    unit = jnp.broadcast_to(eye[:, None], (len(eye), *action.shape))
+    shape, size = action.shape, math.prod(action.shape[1:])
+    flat = lambda x: x.reshape(len(x), size)  # noqa: E731
+    v, pullback = jax.vjp(lambda a: flat(velocity(obs, a.reshape(shape), t)), flat(action))
+    g = q_gradient(critic, obs, one_step_clean(action, v.reshape(shape), t))
+    eye = jnp.eye(size, dtype=action.dtype)
+    unit = jnp.broadcast_to(eye[:, None], (size, *v.shape))
     dv_da = jnp.swapaxes(jax.vmap(pullback)(unit)[0], 0, 1)
-    u, _, vt = jnp.linalg.svd(eye + (1 - t[:, None, None]) * dv_da)
-    g = q_gradient(critic, obs, one_step_clean(action, v, t))
-    return v, jnp.einsum("bi,bik,bkj->bj", g, u, vt)
+    jacobian = eye + (1 - t[:, None, None]) * dv_da
+    u, _, vt = jnp.linalg.svd(jacobian)
+    turned = jnp.einsum("bi,bik,bkj->bj", flat(g), u, vt)
+    return v.reshape(shape), turned.reshape(shape).astype(action.dtype)
 
 
 def qgf_jacobian_smooth(
@@ -177,18 +203,18 @@ def qgf_jacobian_smooth(
         samples: perturbations; the same ones for every row, step and call.
         scale: standard deviation of the perturbations.
     """
-    shape = (samples, 1, action.shape[-1])
+    shape = (samples, 1, *action.shape[1:])
     perturbation = scale * jax.random.normal(jax.random.key(0), shape, action.dtype)
-    obs_tiled, t_tiled = jnp.tile(obs, (samples, 1)), jnp.tile(t, samples)
+    obs_tiled, t_tiled = repeat_rows((obs, t), samples)
 
     def clean(action: Array) -> Array:
-        around = (action + perturbation).reshape(-1, action.shape[-1])
+        around = (action + perturbation).reshape(-1, *action.shape[1:])
         return one_step_clean(around, velocity(obs_tiled, around, t_tiled), t_tiled)
 
     v = velocity(obs, action, t)
     g = q_gradient(critic, obs, one_step_clean(action, v, t))
     _, pullback = jax.vjp(clean, action)
-    return v, pullback(jnp.tile(g / samples, (samples, 1)))[0]
+    return v, pullback(repeat_rows(g / samples, samples))[0]
 
 
 def _euler_step(
@@ -230,17 +256,29 @@ def guided_sample(
     Args:
         velocity: any function v(obs, action, t) -> velocity, trained with t = 0 as noise.
         critic: any function q(obs, action) -> values of shape (batch,).
-        noise: draws of N(0, I).
-        weight: w = 1/β in units of 1/Q, one number or one per row; 0 is the policy itself.
+        obs: what the two functions are given: any tree of arrays that lead with the batch axis.
+        noise: draws of N(0, I) in the shape of the actions: (batch, …). Sampling goes on in its
+            floating dtype, whatever those of the velocity and the critic are.
+        weight: w = 1/β in units of 1/Q, one number or one per row; 0 is the policy itself,
+            below 0 leads to low Q.
         steps: Euler steps T.
-        estimator: (velocity, critic, obs, action, t, steps) -> (velocity, gradient).
+        estimator: (velocity, critic, obs, action, t, steps) -> (velocity, gradient). t, of
+            shape (batch,), is float32 or what noise is, if that is wider.
 
     Returns:
-        Actions in [-1, 1]. Where w·g is not finite, that row takes the step unguided.
+        Actions in [-1, 1], never NaN. Where w·g is not finite, that row takes the step
+        unguided. Inside jit a row whose velocity was not finite has the action 0;
+        `guided_sample_counting` tells which.
+
+    Raises:
+        UserError: an argument, or what a function gave, does not fit; a weight that is not
+            finite in the dtype of noise; outside jit, a velocity that was not finite.
     """
-    return guided_sample_counting(
+    action, unguided = guided_sample_counting(
         velocity, critic, obs, noise, weight, steps=steps, estimator=estimator
-    )[0]
+    )
+    refuse_failed(unguided)
+    return action
 
 
 def guided_sample_counting(
@@ -252,28 +290,61 @@ def guided_sample_counting(
     *,
     steps: int = 10,
     estimator: Estimator = qgf,
-) -> tuple[Action, Int[Array, " batch"]]:
+) -> Sampled:
     """Return the actions of `guided_sample` and how many steps each row took unguided.
 
     A step is unguided, and counted, where the norm of w·g is not finite, rows of weight 0
-    included. If all weights are 0, no gradient is taken and none counted.
+    included. If all weights are 0, no gradient is taken and none counted. A row whose velocity
+    was not finite, at the noise or where the pushes led it, has the action 0 and the count
+    `qgf.flow.FAILED`, in jit and outside; `qgf.flow.refuse_failed` makes that a UserError.
     """
-    weight = jnp.broadcast_to(jnp.asarray(weight, noise.dtype), noise.shape[:1])[:, None]
+    noise = checked_noise(obs, noise)
+    checked_count(steps, "steps")
+    weight = per_row(checked_weight(weight, noise), noise)
+    inner = checked_velocity(velocity)
+    rows, entries = noise.shape[:1], tuple(range(1, noise.ndim))
 
-    def step(action: Array, k: Array) -> tuple[Array, Array]:
-        t = jnp.full(noise.shape[:1], k / steps, noise.dtype)
-        v, g = estimator(velocity, critic, obs, action, t, steps)
+    def step(action: Array, time: Array) -> tuple[Array, Array]:
+        estimated = estimator(inner, critic, obs, action, jnp.full(rows, time), steps)
+        v, g = (checked_result(x, noise.shape, "estimator").astype(noise.dtype) for x in estimated)
+        push = weight * g
         # The norm, because a push too long to be squared would break the next velocity.
-        usable = jnp.isfinite(jnp.square(weight * g).sum(-1, keepdims=True))
-        g = jnp.where(usable, g, 0)
-        return action + (v + weight * g) / steps, ~usable[:, 0]
+        usable = jnp.isfinite(jnp.square(push).sum(entries))
+        push = jnp.where(per_row(usable, push), push, 0)
+        return action + (v + push) / steps, ~usable
 
-    def guided() -> tuple[Array, Array]:
-        action, unguided = jax.lax.scan(step, noise, jnp.arange(steps, dtype=noise.dtype))
-        return jnp.clip(action, -1, 1), unguided.sum(0, dtype=jnp.int32)
-
-    def plain() -> tuple[Array, Array]:
-        return euler(velocity, obs, noise, steps=steps), jnp.zeros(noise.shape[:1], jnp.int32)
+    def guided() -> Sampled:
+        action, unguided = jax.lax.scan(step, noise, flow_times(steps, noise.dtype))
+        return bounded(action, unguided.sum(0, dtype=jnp.int32))
 
     # Without any weight it is the policy itself, to the last bit and without the critic's cost.
-    return jax.lax.cond(weight.any(), guided, plain)
+    plain = partial(euler_counting, velocity, obs, noise, steps=steps)
+    return jax.lax.cond(weight.any(), guided, plain) if len(noise) else plain()
+
+
+def checked_weight(weight: Any, noise: Action, what: str = "weight") -> Float[Array, " batch"]:
+    """Return a weight for every row, in the dtype of noise.
+
+    Raises:
+        UserError: neither one real number nor one per row; where it is known (not in jit), not
+            finite in that dtype.
+    """
+    known = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(weight))
+    try:
+        given = np.asarray(weight) if known else jnp.asarray(weight)
+    except (TypeError, ValueError) as error:
+        got = type(weight).__name__
+        raise UserError(f"{what} must be one number or one per row, got {got}") from error
+    kinds = (jnp.floating, jnp.integer)
+    real = any(jnp.issubdtype(given.dtype, kind) for kind in kinds)
+    if not real or given.shape not in ((), noise.shape[:1]):
+        raise UserError(
+            f"{what} must be one real number or one per row ({len(noise)}), got {given.dtype} "
+            f"of shape {given.shape}"
+        )
+    if known:
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(given.astype(noise.dtype))
+        if not finite.all():
+            raise UserError(f"{what} must be finite in {noise.dtype}, got {given[~finite][0]}")
+    return jnp.broadcast_to(jnp.asarray(given, noise.dtype), noise.shape[:1])

@@ -6,16 +6,15 @@ from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from qgf.errors import UserError, nearest
-from qgf.flow import euler
+from qgf.flow import FAILED, Sampled, euler_counting
 from qgf.guidance import ESTIMATORS, guided_sample_counting
 from qgf.learners import DEFAULT_KINDS, LEARNERS
 from qgf.search import gradient_steps
 
 Learners = dict[str, Any]
-Sampled = tuple[Float[Array, "batch action"], Int[Array, " batch"]]
 Act = Callable[
     [
         Learners,
@@ -37,7 +36,8 @@ class Method:
     """One way to act with trained learners.
 
     `act(learners, obs, noise, weight)` returns actions and, for every row, how many of its
-    steps went unguided because a gradient was not finite. `weight` is what the method is
+    steps went unguided because a gradient was not finite, or FAILED (with the action 0) where
+    the networks gave it no action. `weight` is what the method is
     tuned by at test time, one a row: the guidance weight, or what `tuned` says. Given more
     noise, any method becomes best-of-N of itself.
 
@@ -118,8 +118,7 @@ def unguided(role: str) -> Act:
 
     def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
         policy = learners[role]
-        actions = euler(policy.velocity, obs, noise, steps=policy.config.denoise_steps)
-        return actions, jnp.zeros(len(obs), int)
+        return euler_counting(policy.velocity, obs, noise, steps=policy.config.denoise_steps)
 
     return act
 
@@ -149,22 +148,25 @@ def _estimator(name: str) -> Act:
 def _gradstep(
     learners: Learners, obs: Array, noise: Array, weight: Array, *, steps: int
 ) -> Sampled:
-    clean, _ = unguided("policy")(learners, obs, noise, weight)
-    return gradient_steps(learners["critic"].critic, obs, clean, weight, steps=steps)
+    clean, failed = unguided("policy")(learners, obs, noise, weight)
+    critic = learners["critic"].critic
+    actions, skipped = gradient_steps(critic, obs, clean, weight, steps=steps)
+    failed = failed == FAILED
+    return jnp.where(failed[:, None], 0, actions), jnp.where(failed, FAILED, skipped)
 
 
 def _one_step(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-    return learners["fql"].sample(obs, noise), jnp.zeros(len(obs), int)
+    return learners["fql"].sample(obs, noise)
 
 
 def _branches(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-    return learners["cfgrl"].sample(obs, noise, weight), jnp.zeros(len(obs), int)
+    return learners["cfgrl"].sample(obs, noise, weight)
 
 
 def _diffusion(role: str) -> Act:
     def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
         draws = noise.reshape(len(obs), 1 + learners[role].config.denoise_steps, -1).swapaxes(0, 1)
-        return learners[role].sample(obs, draws), jnp.zeros(len(obs), int)
+        return learners[role].sample(obs, draws)
 
     return act
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf._files import read_json
 from qgf.calibration import auto_weight
@@ -15,9 +16,10 @@ from qgf.checkpoint import kinds_held, load_learner, load_record, of_seed
 from qgf.config import Spec
 from qgf.envs import EnvName
 from qgf.errors import UserError
+from qgf.flow import FAILED, Sampled, checked_count, refuse_failed
 from qgf.learners import Learner
 from qgf.methods import GUIDANCE, Learners, Method, at_goal, find_method
-from qgf.search import highest_q
+from qgf.search import highest_q_counting
 
 
 def sample_actions(
@@ -26,10 +28,11 @@ def sample_actions(
     obs: Float[Array, "batch obs"],
     noise: Float[Array, "n batch draws"],
     weight: Float[Array, " batch"],
-) -> tuple[Float[Array, "batch action"], Int[Array, " batch"]]:
+) -> Sampled:
     """Return action chunks, and for each row how many steps a bad gradient left unguided.
 
-    Of n > 1 samples for each row the one with the highest Q is returned.
+    Of n > 1 samples for each row the one with the highest Q is returned. A row without any
+    action has the action 0 and the count FAILED; see `qgf.flow.refuse_failed`.
 
     Args:
         noise: `noise_size` draws of N(0, I) for every sample and row.
@@ -40,8 +43,11 @@ def sample_actions(
     actions, fallbacks = method.act(
         learners, jnp.tile(obs, (n, 1)), noise.reshape(n * batch, size), jnp.tile(weight, n)
     )
-    best = highest_q(learners["critic"].critic, obs, actions.reshape(n, batch, -1))
-    return best, fallbacks.reshape(n, batch).sum(0)
+    actions, fallbacks = actions.reshape(n, batch, -1), fallbacks.reshape(n, batch)
+    lost = fallbacks == FAILED
+    actions = jnp.where(lost[..., None], jnp.nan, actions)  # so that none of them is chosen
+    best, failed = highest_q_counting(learners["critic"].critic, obs, actions)
+    return best, jnp.where(lost, 0, fallbacks).sum(0) + failed
 
 
 def noise_size(method: Method, learners: Learners, spec: Spec) -> int:
@@ -103,10 +109,22 @@ def _other_critic(run: Path, record: dict, seeds: list[int]) -> Learner:
     return load_learner(run, "critic", seeds=seeds)
 
 
+def _numbers(x: Any, what: str) -> Float[np.ndarray, "..."]:
+    """Return x in float32, beyond which numbers become infinite. UserError if it is not real."""
+    try:
+        given = np.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} must be an array of numbers") from error
+    if not (jnp.issubdtype(given.dtype, np.floating) or jnp.issubdtype(given.dtype, np.integer)):
+        raise UserError(f"{what} must be real numbers, got {given.dtype}")
+    with np.errstate(over="ignore"):
+        return given.astype(np.float32)
+
+
 @eqx.filter_jit
 def _sample(
     method: Method, learners: Learners, goal: Array, obs: Array, noise: Array, weight: Array
-) -> tuple[Array, Array]:
+) -> Sampled:
     return sample_actions(method, at_goal(learners, goal), obs, noise, weight)
 
 
@@ -176,24 +194,28 @@ class Policy:
         Raises:
             UserError: an observation or goal of another size or not finite, a goal missing or
                 not asked for, a weight below 0, no critic to guide or choose with, or no weight
-                given nor chosen.
+                given nor chosen; an observation so far from those of training that the
+                networks' numbers overflow, which is named.
         """
-        obs = np.asarray(obs, np.float32)
+        obs = _numbers(obs, "an observation")
         if obs.shape[-1:] != (self.spec.obs,) or not np.isfinite(obs).all():
             raise UserError(
                 f"an observation must be {self.spec.obs} finite numbers, got shape {obs.shape}"
                 + ("" if np.isfinite(obs).all() else " with NaN or infinity")
             )
-        if samples < 1:
-            raise UserError(f"samples must be at least 1, got {samples}")
+        checked_count(samples, "samples")
         weights = self._weights(weight, obs.shape[:-1]).ravel()
         if "critic" not in self._learners and (weights.any() or samples > 1):
             raise UserError(f"{self.run} has no critic, so only weight 0 and one sample work")
         goals = self._goals(goal, obs.shape[:-1], bool(weights.any()) or samples > 1)
         batch = obs.reshape(-1, self.spec.obs)
         size = noise_size(self._method, self._learners, self.spec)
-        noise = jax.random.normal(key, (samples, len(batch), size))
-        actions, _ = _sample(self._method, self._learners, goals, batch, noise, weights)
+        try:
+            noise = jax.random.normal(key, (samples, len(batch), size))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"key must be one JAX key, as jax.random.key(0); got {key}") from error
+        actions, counts = _sample(self._method, self._learners, goals, batch, noise, weights)
+        refuse_failed(counts.reshape(obs.shape[:-1]))
         shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
         return np.asarray(actions).reshape(shape)
 
@@ -207,7 +229,7 @@ class Policy:
             return np.zeros((int(np.prod(batch)), size), np.float32)
         if not size:
             raise UserError(f"{self.run} is of {self.env}, which takes no goal")
-        goal = np.asarray(goal, np.float32)
+        goal = _numbers(goal, "a goal")
         if goal.shape not in ((size,), (*batch, size)) or not np.isfinite(goal).all():
             raise UserError(
                 f"a goal of {self.env} must be {size} finite numbers, one or one for each "

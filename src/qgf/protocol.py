@@ -24,7 +24,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qgf._files import read_json, read_record, write_json, write_record
 from qgf._validation import validation_batch
@@ -36,6 +36,7 @@ from qgf.data.goals import GoalBatch
 from qgf.envs import EnvName
 from qgf.errors import UserError
 from qgf.evaluate import table
+from qgf.flow import refuse_failed
 from qgf.methods import METHODS, Learners, Method, at_goal, find_method, kinds_of
 from qgf.policy import noise_size, sample_actions
 from qgf.rollout import GOALS, SPLITS, Arm, make_jobs, roll_out
@@ -173,10 +174,12 @@ def opinions(
         size, most = noise_size(method, pair[1], spec(plan, env)), max(n for _, n in missing)
         noise = jax.random.normal(jax.random.key(0), (most, len(batch.obs), size))
         for weight, samples in missing:
-            each = [
-                _opinion(method, *of_seed(pair, i), batch, noise[:samples], jnp.asarray(weight))
-                for i in range(len(plan.seeds))
-            ]
+            each = []
+            for i in range(len(plan.seeds)):
+                inputs = (*of_seed(pair, i), batch, noise[:samples], jnp.asarray(weight))
+                opinion, counts = _opinion(method, *inputs)
+                refuse_failed(counts)
+                each.append(opinion)
             write_json(folder / f"{_label((weight, samples))}.json", np.mean(each, axis=0).tolist())
     return np.array([read_json(folder / f"{_label(s)}.json") for s in settings])
 
@@ -189,15 +192,16 @@ def _opinion(
     batch: Batch | GoalBatch,
     noise: Array,
     weight: Array,
-) -> Float[Array, "2"]:
+) -> tuple[Float[Array, "2"], Int[Array, "2 row"]]:
     base, learners = (at_goal(each, batch.goal) for each in (base, learners))
     obs = batch.obs
-    actions, _ = sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))
+    actions, counts = sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))
     first = noise[:1, :, : actions.shape[1]]  # more noise is that of later steps
-    plain, _ = sample_actions(METHODS["bc"], base, obs, first, jnp.zeros(len(obs)))
+    plain, failed = sample_actions(METHODS["bc"], base, obs, first, jnp.zeros(len(obs)))
     q = base["critic"].critic
     gain = (q(obs, actions) - q(obs, plain)).mean()
-    return jnp.stack([gain, jnp.sqrt(jnp.square(actions - plain).mean())])
+    opinion = jnp.stack([gain, jnp.sqrt(jnp.square(actions - plain).mean())])
+    return opinion, jnp.stack([counts, failed])
 
 
 def learners(plan: Plan, name: str, env: str) -> Learners:

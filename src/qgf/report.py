@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -25,6 +26,7 @@ from qgf.checkpoint import load_record
 from qgf.config import PRESETS
 from qgf.data.manifest import Manifest
 from qgf.errors import UserError
+from qgf.flow import refuse_failed
 from qgf.methods import METHODS, Learners, at_goal
 from qgf.policy import load_learners, sample_actions
 from qgf.video import film
@@ -225,19 +227,18 @@ def _sample_q(
 
     @eqx.filter_jit
     @eqx.filter_vmap
-    def q(learners: Learners) -> Float[Array, "actions state"]:
+    def q(learners: Learners) -> tuple[Float[Array, "actions state"], Int[Array, "weights state"]]:
         learners = at_goal(learners, batch.goal)
-        sampled = [
-            sample_actions(METHODS["qgf"], learners, batch.obs, noise, jnp.full(len(batch.obs), w))[
-                0
-            ]
-            for w in (0.0, weight)
-        ]
+        weights = [jnp.full(len(batch.obs), w) for w in (0.0, weight)]
+        sample = partial(sample_actions, METHODS["qgf"], learners, batch.obs, noise)
+        sampled, counts = zip(*map(sample, weights), strict=True)
         critic = learners["critic"].critic
-        return jnp.stack([critic(batch.obs, a) for a in (batch.action, *sampled)])
+        values = [critic(batch.obs, a) for a in (batch.action, *sampled)]
+        return jnp.stack(values), jnp.stack(counts)
 
-    learners = load_learners(run, ["qgf"], which=checkpoint)
-    return np.concatenate(np.asarray(q(learners)), axis=1)
+    values, counts = q(load_learners(run, ["qgf"], which=checkpoint))
+    refuse_failed(counts)
+    return np.concatenate(np.asarray(values), axis=1)
 
 
 def _curves(page: Page, run: Path) -> None:

@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from qgf._progress import progress
 from qgf._workers import Reply, Workers
 from qgf.config import Spec
+from qgf.errors import UserError
+from qgf.flow import FAILED
 from qgf.methods import Learners, Method, at_goal, find_method
 from qgf.policy import noise_size, sample_actions
 
@@ -113,7 +115,7 @@ def actor(name: str | Method, samples: int, learners: Learners, spec: Spec, seed
     """Return how a method acts.
 
     That is (obs, goal, weight, start, turn) -> (actions, fallbacks), all [seed, row]; a goal
-    has no entries where none is asked for.
+    has no entries where none is asked for. A row without an action has FAILED fallbacks.
     """
     method = name if isinstance(name, Method) else find_method(name)
     roles = {*method.roles} | ({"critic"} if samples > 1 else set())
@@ -148,8 +150,14 @@ def _pass(
         for slot, job in enumerate(running):
             queue, at = queues[slot // rows], divmod(slot, rows)
             if job is not None:
+                if fallbacks[at] == FAILED:
+                    raise UserError(
+                        f"no action in {job.split} episode {job.episode}, weight "
+                        f"{job.arm.weight:g}: the networks' numbers became NaN or infinite; "
+                        "weights may be too large, or the run damaged"
+                    )
                 requests[slot] = ("act", chunks[slot])
-                outcomes[job].fallbacks += int(fallbacks[divmod(slot, rows)])
+                outcomes[job].fallbacks += int(fallbacks[at])
             elif queue:
                 job = running[slot] = queue.popleft()
                 weight[at], start[at], turn[at] = job.arm.weight, job.start, -1

@@ -21,6 +21,7 @@ from qgf.checkpoint import load_record
 from qgf.config import Spec
 from qgf.errors import UserError
 from qgf.evaluate import checked_weights
+from qgf.flow import refuse_failed
 from qgf.policy import load_learners
 from qgf.rollout import Arm, Job, actor, start_of
 
@@ -111,8 +112,9 @@ def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: in
                     goal[0, i] = reply.goal
                 takes[i].add(reply, pictures[i])
             bar.advance(task, len(pictures))
-            chunks = np.asarray(act(obs, goal, weight, start, turn)[0])
-            chunks = chunks.reshape(count, spec.chunk, spec.action)
+            chunks, counts = act(obs, goal, weight, start, turn)
+            refuse_failed(counts[0])
+            chunks = np.asarray(chunks).reshape(count, spec.chunk, spec.action)
             requests = {i: ("act", chunks[i]) for i, r in replies.items() if not r.done}
             turn += 1
 

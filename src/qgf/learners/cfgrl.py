@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch
-from qgf.flow import FlowPolicy, draw_path, euler
+from qgf.flow import FlowPolicy, Sampled, draw_path, euler_counting
 
 NONE, POSITIVE = -1.0, 1.0  # the condition o, one more input of the network
 NONE_WEIGHT = 0.1  # of the unconditional branch in the loss
@@ -84,10 +84,13 @@ class CFGRL(eqx.Module):
         obs: Float[Array, "batch obs"],
         noise: Float[Array, "batch action"],
         weight: Float[Array, " batch"],
-    ) -> Float[Array, "batch action"]:
-        """Carry noise to actions in [-1, 1]; weight 0 imitates all actions, 1 the better ones."""
+    ) -> Sampled:
+        """Carry noise to actions, as `euler_counting` does.
+
+        Weight 0 imitates all actions, 1 the better ones.
+        """
 
         def velocity(obs: Array, action: Array, t: Array) -> Array:
             return self.velocity(obs, action, t, weight)
 
-        return euler(velocity, obs, noise, steps=self.config.denoise_steps)
+        return euler_counting(velocity, obs, noise, steps=self.config.denoise_steps)

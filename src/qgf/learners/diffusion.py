@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from qgf.config import Config, Spec
 from qgf.critic import aggregate
 from qgf.data.dataset import Batch
+from qgf.flow import Sampled, bounded
 from qgf.guidance import q_gradient
 from qgf.networks import MLP, time_embedding
 
@@ -56,8 +57,8 @@ def ddpm_sample(
     policy: Callable[..., Float[Array, "batch action"]],
     obs: Float[Array, "batch obs"],
     noise: Float[Array, "draw batch action"],
-) -> Float[Array, "batch action"]:
-    """Carry noise to actions in [-1, 1] by ancestral sampling.
+) -> Sampled:
+    """Carry noise to actions in [-1, 1] by ancestral sampling; for each row 0 too, or FAILED.
 
     Every step goes to the mean of a_{k-1} given a_k and the action that the predicted noise
     implies, clipped to [-1, 1], and adds noise of variance β_k; the last one adds none.
@@ -69,7 +70,7 @@ def ddpm_sample(
     steps = len(noise) - 1
     level = signal_levels(steps)
 
-    def step(noisy: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
+    def step(noisy: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         k, draw = inputs
         kept, before = level[k], level[k - 1]
         alpha = kept / before
@@ -77,10 +78,12 @@ def ddpm_sample(
         clean = (noisy - jnp.sqrt(1 - kept) * predicted) / jnp.sqrt(kept)
         mean = jnp.sqrt(before) * (1 - alpha) * jnp.clip(clean, -1, 1)
         mean = (mean + jnp.sqrt(alpha) * (1 - before) * noisy) / (1 - kept)
-        return mean + jnp.where(k > 1, jnp.sqrt(1 - alpha), 0) * draw, None
+        # The clip makes an infinite prediction an action like any other.
+        finite = jnp.isfinite(predicted).all(-1)
+        return mean + jnp.where(k > 1, jnp.sqrt(1 - alpha), 0) * draw, finite
 
-    action, _ = jax.lax.scan(step, noise[0], (jnp.arange(steps, 0, -1), noise[1:]))
-    return jnp.clip(action, -1, 1)
+    action, finite = jax.lax.scan(step, noise[0], (jnp.arange(steps, 0, -1), noise[1:]))
+    return bounded(jnp.where(finite.all(0)[:, None], action, jnp.nan))
 
 
 class DiffusionActor(eqx.Module):
@@ -144,6 +147,6 @@ class DiffusionActor(eqx.Module):
 
     def sample(
         self, obs: Float[Array, "batch obs"], noise: Float[Array, "draw batch action"]
-    ) -> Float[Array, "batch action"]:
+    ) -> Sampled:
         """Carry noise to actions, as `ddpm_sample` does."""
         return ddpm_sample(self.policy, obs, noise)

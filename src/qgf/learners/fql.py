@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch
-from qgf.flow import euler
+from qgf.flow import Sampled, bounded, euler
 from qgf.networks import MLP
 
 BC_WEIGHT = 1000.0  # α
@@ -55,6 +55,6 @@ class FQL(eqx.Module):
 
     def sample(
         self, obs: Float[Array, "batch obs"], noise: Float[Array, "batch action"]
-    ) -> Float[Array, "batch action"]:
-        """Return clip ω(s, z) in [-1, 1] for noise z ~ N(0, I)."""
-        return jnp.clip(self.actor(obs, noise), -1, 1)
+    ) -> Sampled:
+        """Return clip ω(s, z) for noise z ~ N(0, I), and for each row 0, or FAILED."""
+        return bounded(self.actor(obs, noise))

@@ -15,6 +15,7 @@ from qgf.checkpoint import of_seed
 from qgf.config import Spec
 from qgf.data.dataset import returns_to_go
 from qgf.envs import make_env
+from qgf.flow import Sampled, refuse_failed
 from qgf.methods import METHODS, Learners
 from qgf.policy import noise_size, sample_actions
 
@@ -47,7 +48,8 @@ def roll_out(
 
         def act(obs: np.ndarray, turn: int, key: PRNGKeyArray = key) -> np.ndarray:
             noise = jax.random.normal(jax.random.fold_in(key, turn), (1, 1, size))
-            action = _act(held, obs[None], noise, jnp.full(1, weight))
+            action, counts = _act(held, obs[None], noise, jnp.full(1, weight))
+            refuse_failed(counts)
             return np.asarray(action).reshape(spec.chunk, spec.action)
 
         found.append(episode(env, i, act, limit, discount))
@@ -55,8 +57,8 @@ def roll_out(
 
 
 @eqx.filter_jit
-def _act(held: Learners, obs: Array, noise: Array, weight: Array) -> Array:
-    return sample_actions(QGF, held, obs, noise, weight)[0]
+def _act(held: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+    return sample_actions(QGF, held, obs, noise, weight)
 
 
 def episode(

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from qgf._validation import validation_batch
 from qgf.checkpoint import load_record, of_seed
 from qgf.evaluate import figures
+from qgf.flow import Sampled, refuse_failed
 from qgf.guidance import ESTIMATORS
 from qgf.methods import Learners, Method, at_goal, find_method
 from qgf.policy import sample_actions
@@ -62,8 +63,10 @@ def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
     seeds = [at_goal(of_seed(every, i), batch.goal) for i in range(len(plan.seeds))]
     for name, row in ((name, row) for name, found in rows.items() for row in found):
         method, draws, weight = find_method(name), noise[: row["samples"]], row["weight"]
-        actions = [_act(method, one, batch.obs, draws, jnp.asarray(weight)) for one in seeds]
-        row |= judge(seeds, batch.obs, actions, neighbours)
+        sampled = [_act(method, one, batch.obs, draws, jnp.asarray(weight)) for one in seeds]
+        for _, counts in sampled:
+            refuse_failed(counts)
+        row |= judge(seeds, batch.obs, [actions for actions, _ in sampled], neighbours)
         row["gain"] = row["q"] - rows["bc"][0]["q"]  # BC is the first
     return {
         "env": env,
@@ -94,8 +97,8 @@ def _episodes(plan: Plan, name: str, env: str, setting: Setting, qgf_weight: flo
 
 
 @eqx.filter_jit
-def _act(method: Method, learners: Learners, obs: Array, noise: Array, weight: Array) -> Array:
-    return sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))[0]
+def _act(method: Method, learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+    return sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))
 
 
 _likelihood = eqx.filter_jit(log_likelihood)

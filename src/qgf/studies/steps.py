@@ -16,9 +16,9 @@ from qgf._validation import validation_batch
 from qgf.checkpoint import load_record, of_seed
 from qgf.critic import Critic
 from qgf.evaluate import figures
-from qgf.flow import Velocity, euler
+from qgf.flow import Sampled, Velocity, bounded, euler_counting
 from qgf.guidance import Action, Obs, qgf
-from qgf.methods import METHODS, Learners, Method, Sampled, settings
+from qgf.methods import METHODS, Learners, Method, settings
 from qgf.protocol import (
     Plan,
     Variant,
@@ -103,13 +103,13 @@ def guided_path_sample(
 
     Returns:
         Actions in [-1, 1], and how many evaluations of a row were left unguided because w·g
-        was not finite.
+        was not finite; 0 and FAILED where a velocity was not.
     """
     weight = jnp.broadcast_to(jnp.asarray(weight, noise.dtype), noise.shape[:1])
     grid = jnp.asarray(times, noise.dtype)
     step = partial(path_step, velocity, critic, obs, weight, solver)
     action, unguided = jax.lax.scan(step, noise, jnp.stack([grid[:-1], grid[1:]], axis=1))
-    return jnp.clip(action, -1, 1), unguided.sum(0)
+    return bounded(action, unguided.sum(0))
 
 
 def path_step(
@@ -142,8 +142,7 @@ def method_of(sampler: Sampler) -> Method:
     def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
         velocity = learners["policy"].velocity
         if sampler.solver == "bc":
-            actions = euler(velocity, obs, noise, steps=sampler.steps)
-            return actions, jnp.zeros(len(obs), int)
+            return euler_counting(velocity, obs, noise, steps=sampler.steps)
         times, critic = flow_times(sampler.grid, sampler.steps), learners["critic"].critic
         return guided_path_sample(velocity, critic, obs, noise, weight, times, sampler.solver)
 
