@@ -61,3 +61,11 @@ def nearest_orthogonal(matrix):
     for _ in range(60):
         matrix = (matrix + np.linalg.inv(matrix).T) / 2
     return matrix
+
+
+def undecorated(function):
+    """A function or method (then without self) whose annotations are not checked: a user's call."""
+    function = getattr(function, "__func__", function)
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function

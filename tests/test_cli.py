@@ -185,6 +185,7 @@ def test_negative_weight(fails, run):
     line = fails("eval", run, "--weights", -0.1)
     assert "a guidance weight must be a finite number of at least 0, got -0.1" in line
     assert "got nan" in fails("eval", run, "--weights", 0.1, "nan")
+    assert "got 1e+39" in fails("eval", run, "--weights", "1e39")  # infinite in float32
 
 
 def test_weight_that_is_no_number(fails, run):

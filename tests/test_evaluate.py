@@ -17,6 +17,7 @@ from qgf.checkpoint import load_learner
 from qgf.config import Spec
 from qgf.errors import UserError
 from qgf.evaluate import _summary, evaluate, format_result
+from qgf.flow import FAILED
 from qgf.rollout import Arm, Job, Outcome, _env_seed, make_jobs, roll_out
 from qgf.statistics import wilson_interval
 
@@ -67,6 +68,22 @@ def fake(monkeypatch):
 def rolled(run, jobs, slots, workers=1, seed=0):
     learners = {role: load_learner(run, role) for role in ("policy", "critic")}
     return roll_out(TASK, Spec(28, 5, 5), learners, jobs, workers, slots, seed)
+
+
+def test_an_episode_without_an_action_ends_with_an_error(fake, monkeypatch):
+    lost = {"weight": 2.0}
+
+    def act(obs, goal, weight, start, turn):
+        failed = (weight == lost["weight"]) & (turn == 1)
+        return np.zeros((*turn.shape, 25), np.float32), np.where(failed, FAILED, 3)
+
+    monkeypatch.setattr(qgf.rollout, "actor", lambda *_: act)
+    both = jobs([Arm(), Arm("bc", 2.0)], episodes=2, splits=("test",))
+    with pytest.raises(UserError, match=r"^no action in test episode \d, weight 2: the networks'"):
+        roll_out(TASK, Spec(28, 5, 5), {}, both, 1, 4, 0)
+    lost["weight"] = 3.0
+    outcomes = roll_out(TASK, Spec(28, 5, 5), {}, both, 1, 4, 0)
+    assert all(o.fallbacks == 3 * o.length / 5 for o in outcomes.values())
 
 
 def jobs(arms, episodes=3, splits=("tune", "test"), seeds=2):

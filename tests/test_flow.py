@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from qgf.flow import FlowPolicy, euler, flow_matching_loss
+from qgf.flow import FAILED, FlowPolicy, bounded, euler, euler_counting, flow_matching_loss
 
 MEAN, STD = np.array([0.1, -0.2]), np.array([0.2, 0.05])
 
@@ -37,6 +37,27 @@ def test_euler_by_hand_takes_the_left_ends_and_clips():
     actual = euler(lambda obs, action, t: obs + t[:, None] ** 2, obs, start, steps=4)
     # 0.2 + 0.1 + the mean of 0, 1/16, 1/4 and 9/16
     np.testing.assert_allclose(actual, [[0.51875], [1.0]], rtol=1e-6)
+
+
+def test_rows_that_are_not_finite_are_0_and_counted():
+    action = jnp.array([[2.0, -3.0], [0.5, jnp.nan], [-jnp.inf, 0.1], [0.25, -1.0]])[..., None]
+    actual, counts = bounded(action, jnp.array([7, 1, 0, 0]))
+    assert actual[..., 0].tolist() == [[1, -1], [0, 0], [0, 0], [0.25, -1]]
+    assert counts.tolist() == [7, FAILED, FAILED, 0]
+
+
+def test_euler_in_jit_marks_the_rows_whose_velocity_was_not_finite():
+    # From the middle on, the velocity of rows 1 and 2 is NaN and infinite, then finite again.
+    broken = jnp.array([[0.0], [jnp.nan], [jnp.inf]])
+
+    def velocity(obs, action, t):
+        return jnp.where(t[:, None] == 0.5, broken, 0) + obs
+
+    start = jnp.array([[0.25], [0.25], [0.25]])
+    sample = lambda run: jax.jit(lambda z: run(velocity, 0 * z + 0.5, z, steps=4))(start)  # noqa: E731
+    assert sample(euler).tolist() == [[0.75], [0.0], [0.0]]
+    actions, counts = sample(euler_counting)
+    assert actions.tolist() == [[0.75], [0.0], [0.0]] and counts.tolist() == [0, FAILED, FAILED]
 
 
 def seen_by_velocity(action, **settings):

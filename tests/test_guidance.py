@@ -11,7 +11,8 @@ import pytest
 import reference
 
 from qgf.critic import Ensemble, aggregate
-from qgf.flow import FlowPolicy, euler
+from qgf.errors import UserError
+from qgf.flow import FAILED, FlowPolicy, euler
 from qgf.guidance import (
     ESTIMATORS,
     guided_sample,
@@ -429,6 +430,224 @@ def test_only_the_steps_without_a_gradient_are_unguided_and_counted():
     # Row 1: 0.1, 0.35, 0.6, 0.85.
     assert unguided.tolist() == [2, 0]
     np.testing.assert_allclose(actions, [[1.0], [1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_velocity_that_is_not_finite_fails_its_row_alone(name, weight, start):
+    obs, noise = start
+    sample = formula_sampler(name)
+    expected, none = sample(obs, noise, weight)
+    poisoned = obs.at[1, 2].set(jnp.nan).at[7, 0].set(jnp.inf)  # the critic does not see them
+    actual, counts = sample(poisoned, noise, weight)
+    assert none.tolist() == [0] * 20
+    assert counts.tolist() == [FAILED if row in (1, 7) else 0 for row in range(20)]
+    expected = expected.at[jnp.array([1, 7])].set(0)
+    assert actual.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_weight_that_is_not_finite_leaves_its_row_unguided_in_jit(name, start):
+    weights = jnp.full(20, 0.5).at[:3].set(jnp.array([jnp.nan, jnp.inf, -jnp.inf]))
+    sample = formula_sampler(name)
+    actual, unguided = sample(*start, weights)
+    expected, _ = sample(*start, weights.at[:3].set(0))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert unguided.tolist() == [STEPS] * 3 + [0] * 17
+
+
+def test_outside_jit_rows_without_an_action_are_named(start):
+    obs, noise = start
+    poisoned = obs.at[jnp.arange(3, 10)].set(jnp.nan)
+    line = r"no action for row 3, 4, 5, 6, 7 and 2 more: the velocity became NaN or infinite"
+    for weight in (0.0, 0.5):
+        with pytest.raises(UserError, match=line):
+            guided_sample(velocity, critic, poisoned, noise, weight)
+    with pytest.raises(UserError, match=line):
+        euler(velocity, poisoned, noise)
+    actions, counts = guided_sample_counting(velocity, critic, poisoned, noise, 0.5)
+    assert counts.tolist() == [0] * 3 + [FAILED] * 7 + [0] * 10 and jnp.isfinite(actions).all()
+
+
+def test_a_row_that_overflows_on_its_way_fails():
+    # Twice half the largest number, then back: every velocity is finite, the action is not.
+    fast = lambda obs, action, t: jnp.where(t[:, None] < 0.5, 1.0, -1.0) * obs  # noqa: E731
+    largest = jnp.full((2, 1), 3e38).at[0].set(0.1)
+    noise = jnp.array([[0.5], [3e38]])
+    sample = jax.jit(partial(guided_sample_counting, fast, critic, steps=2))
+    actions, counts = sample(largest, noise, 0.0)
+    assert actions.tolist() == [[0.5], [0.0]] and counts.tolist() == [0, FAILED]
+
+
+def in_trees(estimator, dtype="float32"):
+    """A sampler whose obs is a dict and whose actions are (batch, 3, 1), of the same formulas.
+
+    Returns:
+        (obs, noise, weight, extra) -> actions and counts; `extra` is one more slope of Q, for
+        the first entry of every row's action.
+    """
+
+    def v(obs, action, t):
+        assert obs["image"].shape == (len(action), 2, 2) and action.shape[1:] == (3, 1)
+        flat = action[..., 0].astype(jnp.float32)
+        return velocity(obs["state"], flat, t)[..., None].astype(dtype)
+
+    def q(obs, action):
+        assert obs["image"].shape == (len(action), 2, 2) and action.shape[1:] == (3, 1)
+        flat = action[..., 0].astype(jnp.float32)
+        extra = obs["extra"]
+        value = critic(obs["state"], flat) + jnp.where(extra == 0, 0, extra * flat[:, 0])
+        return value.astype(dtype)
+
+    def sample(obs, noise, weight, extra):
+        tree = {"state": obs, "image": jnp.zeros((len(obs), 2, 2)), "extra": extra}
+        return guided_sample_counting(
+            v, q, tree, noise.reshape(-1, 3, 1), weight, steps=STEPS, estimator=estimator
+        )
+
+    return sample
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_observations_in_a_tree_and_actions_of_many_axes_in_closed_form(name, start):
+    weights = jnp.linspace(0, 1, 20).at[5].set(0)
+    expected = rows(partial(closed_form_sample, name), *start, weights)
+    # One infinite entry leaves the whole row unguided.
+    extra = jnp.zeros(20).at[5].set(jnp.inf)
+    actual, counts = jax.jit(in_trees(ESTIMATORS[name]))(*start, weights.at[5].set(0.7), extra)
+    assert_close(actual[..., 0], expected)
+    assert actual.shape == (20, 3, 1)
+    assert counts.tolist() == [STEPS if row == 5 else 0 for row in range(20)]
+
+
+MIXED = [  # of noise, of velocity and critic, by how much actions may differ
+    (jnp.bfloat16, jnp.float32, 0.02),
+    (jnp.float32, jnp.bfloat16, 0.02),
+    (jnp.float16, jnp.float32, 0.002),
+    (jnp.float32, jnp.float64, 1e-5),
+    (jnp.float64, jnp.float32, 1e-5),
+]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_takes_functions_of_another_floating_dtype(name):
+    obs, row, weight = (jax.ShapeDtypeStruct(shape, "f4") for shape in ((4, 3), (4,), ()))
+    for dtype, other, _ in MIXED:
+        with jax.enable_x64(True):
+            noise = jax.ShapeDtypeStruct((4, 3), dtype)
+            sample = in_trees(ESTIMATORS[name], other)
+            actions, counts = jax.eval_shape(sample, obs, noise, weight, row)
+        assert actions.dtype == dtype and counts.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("name", ["qgf", "qgf-jacobian-ortho"])
+@pytest.mark.parametrize("dtype, other, tolerance", MIXED)
+def test_sampling_goes_on_in_the_dtype_of_the_noise(name, dtype, other, tolerance, start):
+    obs, noise = start
+    noise = np.asarray(noise).astype(dtype)
+    expected = rows(partial(closed_form_sample, name, weight=0.5), obs, noise)
+    with jax.enable_x64(jnp.float64 in (dtype, other)):
+        sample = jax.jit(in_trees(ESTIMATORS[name], other))
+        actions, counts = sample(obs, jnp.asarray(noise), 0.5, jnp.zeros(20))
+    assert actions.dtype == dtype and counts.tolist() == [0] * 20
+    np.testing.assert_allclose(np.asarray(actions[..., 0], float), expected, atol=tolerance)
+
+
+def test_flow_times_are_told_apart_whatever_the_noise():
+    # At one of 300 times the velocity is not 0; bfloat16 has 129 numbers from ½ to 1.
+    at = np.float32(257 / 300)
+    once = lambda obs, action, t: jnp.where(t[:, None] == at, 150.0, 0.0)  # noqa: E731
+    noise = jnp.zeros((2, 1), jnp.bfloat16)
+    assert euler(once, noise, noise, steps=300).tolist() == [[0.5], [0.5]]
+
+
+def test_no_rows(start):
+    obs, noise = (x[:0] for x in start)
+    for estimator in (ESTIMATORS["qgf"], ESTIMATORS["bptt"]):
+        assert guided_sample(velocity, critic, obs, noise, 0.5, estimator=estimator).shape == (0, 3)
+
+
+SHAPED = np.zeros((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        *[
+            ({"weight": weight}, rf"^weight must be finite in float32, got {got}$")
+            for weight, got in [
+                (1e39, r"1e\+39"),
+                (np.float64(-1e39), r"-1e\+39"),
+                (float("nan"), "nan"),
+                (float("inf"), "inf"),
+                (np.array([0.1, np.nan]), "nan"),
+                (jnp.array([jnp.inf, 0.1]), "inf"),
+            ]
+        ],
+        ({"weight": 1e5, "noise": SHAPED.astype(np.float16)}, "^weight must be finite in float16"),
+        *[
+            (
+                {"weight": weight},
+                rf"^weight must be one real number .* per row \(2\), got {got}",
+            )
+            for weight, got in [
+                (np.zeros(3), r"float64 of shape \(3,\)"),
+                (np.zeros((2, 1)), r"float64 of shape \(2, 1\)"),
+                (True, "bool"),
+                (1j, "complex128"),
+                ("much", "<U4"),
+                (None, "object"),
+            ]
+        ],
+        *[
+            ({"steps": steps}, f"^steps must be at least 1 and a whole number, got {steps}$")
+            for steps in (0, -1, 2.5, 10.0, True, None, "3")
+        ],
+        (
+            {"noise": SHAPED + 1j},
+            r"^noise must be floating .* \(batch, …\), got complex64",
+        ),
+        ({"noise": SHAPED > 0}, "got bool of shape"),
+        ({"noise": SHAPED.astype(int)}, r"got int32 of shape \(2, 3\)"),
+        ({"noise": np.float32(1)}, r"got float32 of shape \(\)"),
+        ({"noise": "noise"}, "^noise must be an array, got str"),
+        ({"noise": SHAPED + np.array([[0], [np.nan]])}, "^noise must be finite, but row 1 is not"),
+        ({"obs": {"a": SHAPED, "b": SHAPED[:1]}}, r"an array of 2 rows, .* got shape \(1, 3\)"),
+        ({"obs": [1.0, 2.0]}, "an array of 2 rows, .* got float"),
+        (
+            {"velocity": lambda o, a, t: a[:, :2]},
+            r"^the velocity must give .* got float32 of shape",
+        ),
+        ({"velocity": lambda o, a, t: 0.0}, "^the velocity must give .* got float"),
+        ({"velocity": lambda o, a, t: a + 1j}, "^the velocity must give .* got complex64"),
+        (
+            {"critic": lambda o, a: a.sum()},
+            r"^the critic must give .* \(2,\), got float32 of .* \(\)",
+        ),
+        ({"critic": lambda o, a: a}, r"^the critic must give .* got float32 of shape \(2, 3\)"),
+        ({"critic": lambda o, a: a.sum(-1).astype(int)}, "^the critic must give .* got int32"),
+        (
+            {"estimator": lambda v, q, o, a, t, n: (a, a.sum(-1))},
+            r"^the estimator must give .* got float32 of shape \(2,\)",
+        ),
+    ],
+)
+def test_unfit_arguments(change, message):
+    arguments = {
+        **{"velocity": velocity, "critic": critic, "obs": SHAPED, "noise": SHAPED, "weight": 1.0},
+        **change,
+    }
+    with pytest.raises(UserError, match=message) as found:
+        reference.undecorated(guided_sample_counting)(**arguments)
+    assert "\n" not in str(found.value)
+
+
+def test_weights_and_steps_that_fit(start):
+    below = guided_sample(velocity, critic, *start, -0.5)
+    assert_close(below, rows(partial(closed_form_sample, "qgf", weight=-0.5), *start))
+    sample = reference.undecorated(guided_sample_counting)
+    whole = sample(velocity, critic, *start, np.int32(1), steps=np.int64(2))
+    assert_close(whole[0], rows(partial(closed_form_sample, "qgf", weight=1, steps=2), *start))
 
 
 @pytest.mark.parametrize("size, weight", [(1e30, 1e20), (3e38, 1.0)])

@@ -64,6 +64,9 @@ def test_every_method_trains_saves_loads_and_acts(name, base, data, obs, tmp_pat
     )
     assert actions.shape == (3, 5, 5) and np.isfinite(actions).all() and abs(actions).max() <= 1
     assert actions.tobytes() == again.tobytes()
+    far = np.stack([obs[0], np.full_like(obs[1], 3e38), obs[2]])  # too far for the networks
+    with pytest.raises(UserError, match="no action for row 1: the velocity became NaN"):
+        policy.act(far, key=KEY, weight=weight, samples=2 if method.samples != (1,) else 1)
     other = qgf.load(run, method=name, seed=3).act(obs, key=KEY, weight=weight)
     assert abs(actions - other).max() > 1e-3
     if method.weights and "policy" in method.roles:

@@ -1,16 +1,22 @@
 """The public way in: a trained run, and a user's own two functions."""
 
+import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from conftest import TASK, TINY
 
 import qgf
 from qgf._files import write_json
 from qgf.checkpoint import load_learner
+from qgf.flow import FAILED, bounded
+from qgf.methods import METHODS
+from qgf.policy import sample_actions
 from qgf.train import train
 
 KEY = jax.random.key(7)
@@ -94,20 +100,53 @@ def test_seeds_and_checkpoints_differ(run, policy, obs):
         ({"weight": np.array([0.1, -0.1, 0.0])}, "at least 0"),
         ({"weight": np.zeros(2)}, r"weight has shape \(2,\) for observations of \(3,\)"),
         ({"samples": 0}, "samples must be at least 1"),
+        ({"samples": 1.5}, "samples must be at least 1 and a whole number, got 1.5"),
+        ({"samples": True}, "samples must be at least 1 and a whole number, got True"),
+        ({"obs": np.full(28, 1e39)}, "with NaN or infinity"),
+        ({"obs": np.zeros(28, complex)}, "an observation must be real numbers, got complex128"),
+        ({"obs": "observation"}, "an observation must be real numbers, got <U11"),
+        ({"obs": [[0.0], [0.0, 1.0]]}, "an observation must be an array of numbers"),
+        ({"key": 7}, "key must be one JAX key"),
+        ({"key": np.zeros(3)}, "key must be one JAX key"),
     ],
 )
 def test_unfit_arguments(change, message, policy, obs):
     arguments = {"obs": obs, "key": KEY, "weight": 0.1} | change
     with pytest.raises(qgf.UserError, match=message):
         # Annotations would refuse some of these; a user's call is not checked.
-        undecorated(policy.act)(policy, **arguments)
+        reference.undecorated(policy.act)(policy, **arguments)
 
 
-def undecorated(method):
-    function = method.__func__
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function
+def test_an_observation_beyond_what_the_networks_can_compute_is_named(policy, obs):
+    obs = np.stack([obs, obs])
+    obs[1, 2] = 3e38
+    for weight in (0.0, 0.1):
+        for samples in (1, 4):
+            with pytest.raises(qgf.UserError, match=r"no action for row \(1, 2\): the velocity"):
+                policy.act(obs, key=KEY, weight=weight, samples=samples)
+    with pytest.raises(qgf.UserError, match="no action for row 0: the velocity became NaN"):
+        policy.act(obs[1, 2], key=KEY, weight=0.1)
+
+
+def test_samples_without_an_action_are_never_the_best():
+    """Four samples of three rows against a loop, with a critic that prefers the action 0."""
+    noise = np.random.default_rng(0).uniform(0.2, 1.5, (4, 3, 2)).astype(np.float32)
+    noise[[0, 2, 3], 1] = np.nan
+    noise[:, 2] = np.nan
+
+    def act(learners, obs, noise, weight):
+        action, counts = bounded(noise, jnp.arange(12))
+        return action, counts  # 0 for those that failed
+
+    critic = SimpleNamespace(critic=lambda obs, action: -jnp.square(action).sum(-1))
+    method = dataclasses.replace(METHODS["bc"], act=act)
+    sample = jax.jit(lambda z: sample_actions(method, {"critic": critic}, obs3, z, jnp.zeros(3)))
+    obs3 = jnp.zeros((3, 1))
+    actions, counts = sample(noise)
+    best = min((np.clip(noise[i, 0], -1, 1) for i in range(4)), key=lambda a: np.square(a).sum())
+    np.testing.assert_allclose(actions[:2], [best, np.clip(noise[1, 1], -1, 1)], rtol=1e-6)
+    assert actions[2].tolist() == [0, 0]
+    assert counts.tolist() == [0 + 3 + 6 + 9, 4, FAILED]
 
 
 def test_weight_chosen_by_eval_is_the_default(run, obs, tmp_path):

@@ -1,9 +1,14 @@
 """Search over whole actions against trying and stepping one by one."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import reference
 
-from qgf.search import best_of_n, gradient_steps
+from qgf.errors import UserError
+from qgf.flow import FAILED
+from qgf.search import best_of_n, gradient_steps, highest_q, highest_q_counting
 
 
 def sample(obs, noise):
@@ -32,6 +37,120 @@ def test_a_sample_of_unknown_value_is_not_the_best():
     noise = jnp.array([[[0.0]], [[-1.0]], [[1.0]]])
     actual = best_of_n(lambda o, z: z, lambda o, a: jnp.sqrt(a[:, 0]), jnp.zeros((1, 1)), noise)
     assert actual.tolist() == [[1.0]]
+
+
+def in_trees(obs, action):
+    """The critic's formula, of a tree of observations and actions of shape (batch, 3, 1)."""
+    assert obs["image"].shape == (len(action), 2, 2) and action.shape[1:] == (3, 1)
+    return critic(obs["state"], action[..., 0])
+
+
+def tree(obs):
+    return {"state": jnp.asarray(obs), "image": jnp.zeros((len(obs), 2, 2))}
+
+
+def test_best_of_n_with_samples_that_are_not_finite_equals_brute_force():
+    random = np.random.default_rng(0)
+    obs = random.normal(size=(6, 3)).astype(np.float32)
+    noise = random.uniform(-1.5, 1.5, (5, 6, 3, 1)).astype(np.float32)
+    bad = random.uniform(size=(5, 6)) < 0.5
+    bad[:, 4] = [True, True, True, False, True]  # but for one
+    bad[:, 5] = False
+    noise[bad, 1] = random.choice([np.nan, np.inf, -np.inf], bad.sum())[:, None]
+    actual = best_of_n(lambda obs, z: z, in_trees, tree(obs), jnp.asarray(noise))
+    for row in range(6):
+        fit = [np.clip(noise[i, row], -1, 1) for i in range(5) if np.isfinite(noise[i, row]).all()]
+        expected = max(fit, key=lambda a: -((a[:, 0] - 0.5 * obs[row]) ** 2).sum())
+        np.testing.assert_allclose(actual[row], expected, rtol=1e-6)
+    assert bad.any(0).sum() > 3
+
+
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf])
+def test_a_finite_action_of_no_value_is_better_than_none(value):
+    worthless = lambda obs, action: jnp.full(len(action), value)  # noqa: E731
+    actions = jnp.array([[[jnp.nan]], [[jnp.inf]], [[0.25]]])
+    assert highest_q(worthless, jnp.zeros((1, 1)), actions).tolist() == [[0.25]]
+
+
+def test_rows_without_any_finite_action():
+    actions = jnp.full((2, 3, 1), 0.5).at[:, 1].set(jnp.nan).at[0, 2].set(jnp.inf)
+    obs = jnp.zeros((3, 1))
+    best, counts = jax.jit(lambda x: highest_q_counting(critic, obs, x))(actions)
+    assert best.tolist() == [[0.5], [0.0], [0.5]] and counts.tolist() == [0, FAILED, 0]
+    line = "no action for row 1: none of the actions to choose from is finite"
+    with pytest.raises(UserError, match=line):
+        highest_q(critic, obs, actions)
+    with pytest.raises(UserError, match=line):
+        best_of_n(lambda obs, z: z, critic, obs, actions)
+
+
+SHAPED = np.zeros((2, 3, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"noise": SHAPED[0, 0]},
+            r"^noise must be floats of shape \(n, batch, …\), got fl",
+        ),
+        ({"noise": SHAPED[:0]}, r"^noise must be floats of .* of \(0, 3, 1\)"),
+        ({"noise": SHAPED.astype(int)}, "^noise must be floats of .* got int64"),
+        ({"noise": None}, "^noise must be floats of .* got NoneType"),
+        ({"obs": SHAPED}, r"^every part of obs must be an array of 3 rows, .* shape \(2, 3, 1\)"),
+        (
+            {"sample": lambda o, z: z[:1]},
+            r"^the sample must give .* \(6, 1\), got .* \(1, 1\)",
+        ),
+        ({"sample": lambda o, z: None}, "^the sample must give .* got NoneType"),
+        ({"critic": lambda o, a: a}, r"^the critic must give .* shape \(6,\), got"),
+    ],
+)
+def test_unfit_arguments_of_best_of_n(change, message):
+    arguments = {"sample": lambda o, z: z, "critic": critic, "obs": SHAPED[0], "noise": SHAPED}
+    with pytest.raises(UserError, match=message):
+        reference.undecorated(best_of_n)(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"step_size": 1e39}, r"^step_size must be finite in float32, got 1e\+39"),
+        ({"step_size": np.nan}, "^step_size must be finite in float32, got nan"),
+        ({"step_size": np.zeros(2)}, r"^step_size must be one real number or one per row \(3\)"),
+        ({"steps": 0}, "^steps must be at least 1 and a whole number, got 0"),
+        ({"steps": True}, "^steps must be at least 1 and a whole number, got True"),
+        ({"action": SHAPED[0] + np.nan}, "^action must be finite, but row 0 is not"),
+        ({"action": SHAPED[0] > 0}, "^action must be floating numbers"),
+    ],
+)
+def test_unfit_arguments_of_gradient_steps(change, message):
+    arguments = {"critic": critic, "obs": SHAPED[0], "action": SHAPED[0], "step_size": 0.1}
+    with pytest.raises(UserError, match=message):
+        reference.undecorated(gradient_steps)(**(arguments | change))
+
+
+def test_gradient_steps_of_rows_that_are_not_finite():
+    action = jnp.array([[0.5], [jnp.nan], [0.5], [0.5], [3.0]])
+    sizes = jnp.array([0.25, 0.25, jnp.nan, jnp.inf, jnp.inf])
+    step = jax.jit(lambda action, sizes: gradient_steps(critic, jnp.zeros((5, 1)), action, sizes))
+    actual, skipped = step(action, sizes)
+    # To the peak at 0 by half the way each time; nowhere, but not beyond the bounds.
+    assert actual.tolist() == [[0.5 / 8], [0.0], [0.5], [0.5], [1.0]]
+    assert skipped.tolist() == [0, FAILED, 3, 3, 3]
+
+
+def test_gradient_steps_of_trees_and_many_axes():
+    random = np.random.default_rng(0)
+    obs, action = (random.uniform(-1, 1, (6, 3)).astype(np.float32) for _ in range(2))
+    sizes = np.linspace(0, 0.9, 6)
+    actual, skipped = gradient_steps(
+        in_trees, tree(obs), jnp.asarray(action)[..., None], jnp.asarray(sizes)
+    )
+    peak = 0.5 * obs.astype(np.float64)
+    expected = peak + (1 - 2 * sizes[:, None]) ** 3 * (action - peak)
+    np.testing.assert_allclose(actual[..., 0], expected, rtol=1e-5, atol=1e-6)
+    assert skipped.tolist() == [0] * 6
 
 
 def test_gradient_steps_approach_a_peak_geometrically():

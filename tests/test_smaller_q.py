@@ -35,3 +35,14 @@ def test_equals_the_masked_minimum_wherever_the_boundary_falls(batch):
         np.testing.assert_allclose(fast[0], slow[0], rtol=1e-5)
         np.testing.assert_allclose(fast[1], slow[1], rtol=1e-3, atol=1e-5)
     assert counts == set(range(batch + 1))  # every place of the boundary was met
+
+
+def test_the_gradient_has_the_dtype_of_the_action():
+    q = Ensemble(4, 3, members=2, width=16, depth=3, key=jax.random.key(0))
+    random = np.random.default_rng(0)
+    obs = jnp.asarray(random.normal(size=(5, 4)), jnp.float32)
+    action = jnp.asarray(random.uniform(-1, 1, (5, 3)), jnp.bfloat16)
+    actual = jax.grad(lambda a: smaller_q(*q.members, obs, a).sum())(action)
+    expected = jax.grad(lambda a: q(obs, a).min(0).sum())(action.astype(jnp.float32))
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(np.float32), expected, rtol=0.01, atol=1e-3)

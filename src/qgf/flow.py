@@ -134,7 +134,7 @@ def euler_counting(
 ) -> Sampled:
     """Return the actions of `euler`, and for each row 0, or FAILED where it has none."""
     noise = checked_noise(obs, noise)
-    checked_count(steps, "steps")
+    steps = checked_count(steps, "steps")
     velocity = checked_velocity(velocity)
 
     def step(action: Array, time: Array) -> tuple[Array, None]:

@@ -218,7 +218,7 @@ def qgf_jacobian_smooth(
 
 
 def _euler_step(
-    velocity: Velocity, obs: Array, action: Array, k: Array | int, t: Array, steps: int
+    velocity: Velocity, obs: Obs, action: Array, k: Array | int, t: Array, steps: int
 ) -> Array:
     """Return the action after Euler step k; t only lends its shape."""
     return action + velocity(obs, action, jnp.full_like(t, k / steps)) / steps
@@ -299,7 +299,7 @@ def guided_sample_counting(
     `qgf.flow.FAILED`, in jit and outside; `qgf.flow.refuse_failed` makes that a UserError.
     """
     noise = checked_noise(obs, noise)
-    checked_count(steps, "steps")
+    steps = checked_count(steps, "steps")
     weight = per_row(checked_weight(weight, noise), noise)
     inner = checked_velocity(velocity)
     rows, entries = noise.shape[:1], tuple(range(1, noise.ndim))

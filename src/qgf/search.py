@@ -1,6 +1,7 @@
 """Test-time search: improving whole actions by the critic instead of guiding their flow."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +84,9 @@ def highest_q_counting(
     return bounded(actions[best, jnp.arange(batch)])
 
 
-def _sizes(x: Array, what: str) -> tuple[int, int]:
+def _sizes(x: Any, what: str) -> tuple[int, int]:
     """Return n and batch of an array (n, batch, …). UserError if it is none of floats."""
-    shape, dtype = getattr(x, "shape", ()), getattr(x, "dtype", type(x))
+    shape, dtype = getattr(x, "shape", ()), getattr(x, "dtype", type(x).__name__)
     if len(shape) < 2 or not shape[0] or not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"{what} must be floats of shape (n, batch, …), got {dtype} of {shape}")
     return shape[:2]
