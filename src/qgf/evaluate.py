@@ -132,7 +132,7 @@ def _arms(
 def checked_weights(weights: Sequence[float]) -> list[float]:
     """Return the weights in rising order, 0 among them. UserError if one is not a weight."""
     for weight in weights:
-        if not 0 <= weight <= np.finfo(np.float32).max:  # actions are computed in float32
+        if not 0 <= weight <= float(np.finfo(np.float32).max):  # actions are computed in float32
             raise UserError(
                 f"a guidance weight must be a finite number of at least 0, got {weight}"
             )
