@@ -356,6 +356,12 @@ def test_out_of_memory(error, fails, monkeypatch):
     assert fails("report", "x") == f"qgf: {OUT_OF_MEMORY}\n"
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--width"])
+def test_more_memory_than_there_is(option, fails_to_train, data):
+    line = fails_to_train(data, option, 10**9)
+    assert line.startswith(f"qgf: {OUT_OF_MEMORY} (at least ")
+
+
 def test_other_errors_are_defects(monkeypatch):
     for error in (RuntimeError("wrong"), OSError("wrong"), FileNotFoundError(2, "wrong")):
         monkeypatch.setattr(qgf.commands.Report, "__call__", raises(error))

@@ -16,7 +16,7 @@ from qgf.errors import UserError
         ({"learning_rate": float("inf")}, "learning_rate must be positive, got inf"),
         ({"goal_current": float("nan")}, "goal_current must be positive, got nan"),
         ({"steps": 10**20}, "steps must lie between 1 and 2,147,483,647, got 1000"),
-        ({"depth": 10**9}, "depth must lie between 1 and 1,000, got 1000000000"),
+        ({"depth": 10**9}, "depth must lie between 1 and 100, got 1000000000"),
         ({"expectile": 1.5}, r"expectile must lie in \(0, 1\]"),
         ({"discount": 1.01}, r"discount must lie in \(0, 1\]"),
         ({"distill_expectile": 0.0}, "distill_expectile must be positive"),

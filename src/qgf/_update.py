@@ -1,5 +1,6 @@
 """The compiled training step: many gradient steps, of several seeds, in one device call."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from qgf.config import Config, Spec
 from qgf.data.dataset import Chunks
 from qgf.data.goals import GoalChunks
+from qgf.errors import OUT_OF_MEMORY, UserError
 from qgf.learners import LEARNERS, Learner
 
 Learners = dict[str, Learner]
@@ -59,6 +61,26 @@ def create_state(
         return State(learners, _adam(config).init(_split(learners)[0]))
 
     return eqx.filter_vmap(create)(seeds)
+
+
+def check_memory(
+    kinds: dict[str, str], spec: Spec, config: Config, seeds: Int[Array, " seed"]
+) -> None:
+    """Raise UserError if training surely needs more memory than there is.
+
+    Counted are what `create_state` returns and the values of one network's hidden layers for a
+    batch, which its gradient needs; a training takes more.
+    """
+    state = eqx.filter_eval_shape(create_state, kinds, spec, config, seeds)
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    needed = sum(array.size * array.dtype.itemsize for array in arrays)
+    needed += 4 * config.batch_size * config.width * config.depth
+    stats = jax.devices()[0].memory_stats()  # None on a CPU
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = stats["bytes_limit"] if stats else there
+    if needed > there:
+        sizes = f"at least {needed / 1e9:,.0f} GB are needed, there are {there / 1e9:,.0f}"
+        raise UserError(f"{OUT_OF_MEMORY} ({sizes})")
 
 
 @eqx.filter_jit(donate="all-except-first")

@@ -13,8 +13,8 @@ MOST = {
     "tune_episodes": 1_000_000,
     "val_episodes": 1_000_000,
     "best_of": 10_000,
-    "depth": 1_000,
-    "ensemble": 1_000,
+    "depth": 100,
+    "ensemble": 500,
 }
 
 

@@ -26,7 +26,15 @@ from qgf._record import (
     make_record,
     sources_of,
 )
-from qgf._update import Fixed, Learners, State, create_state, train_steps, validation_losses
+from qgf._update import (
+    Fixed,
+    Learners,
+    State,
+    check_memory,
+    create_state,
+    train_steps,
+    validation_losses,
+)
 from qgf.checkpoint import (
     digest_of,
     find_checkpoint,
@@ -105,6 +113,7 @@ def train(
         record = make_record(out, env, method, kinds, dataset, spec, config, seeds, sources)
         if step:
             check_same(out, record)
+        check_memory(record["learners"], spec, config, jnp.asarray(seeds))
         rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
         # All that can be wrong shows itself here, before anything is written.
         rotating = itertools.chain([next(rotating)], rotating)

@@ -23,7 +23,7 @@ with tempfile.TemporaryDirectory(prefix="qgf-attack-") as scratch:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
     # Kills come first: they fork, which a process with threads must not do.
     found = {}
-    for name in ("kills", "flips"):
+    for name in ("kills", "flips", "commands"):
         if count := getattr(options, name):
             folder = Path(scratch) / name
             folder.mkdir()
