@@ -11,6 +11,7 @@ import reference
 
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch
+from qgf.flow import FAILED
 from qgf.learners.dac import DAC
 from qgf.learners.diffusion import ddpm_sample, signal_levels
 from qgf.learners.qsm_bc import QSM
@@ -39,6 +40,15 @@ def posterior_mean(clean, noisy, k, beta):
 def exact_noise(action, kept):
     """E[ε | a_k] where actions are N(MEAN, STD²)."""
     return np.sqrt(1 - kept) * (action - np.sqrt(kept) * MEAN) / (kept * STD**2 + 1 - kept)
+
+
+def test_a_row_whose_prediction_is_infinite_or_nan_has_no_action():
+    # At the last step alone; the clip of the clean action would hide what is infinite.
+    odd = jnp.array([[0.0], [jnp.inf], [-jnp.inf], [jnp.nan]])
+    policy = lambda obs, action, step: jnp.where(step[:, None] == 1, odd, 0)  # noqa: E731
+    noise = jnp.zeros((STEPS + 1, 4, 1))
+    action, counts = ddpm_sample(policy, jnp.zeros((4, 0)), noise)
+    assert action.tolist() == [[0.0]] * 4 and counts.tolist() == [0, FAILED, FAILED, FAILED]
 
 
 @pytest.mark.parametrize("steps", [1, 10])
