@@ -41,9 +41,10 @@ class FastEnv(ManipSpaceEnv):
     _changes_model = False
 
     @classmethod
-    @functools.lru_cache(maxsize=8)
+    @functools.lru_cache(maxsize=3)
     def _prototype(cls, kwargs: tuple[tuple[str, Any], ...]) -> "FastEnv":
-        # Compiling takes a second; the environments of one process share the result.
+        # Compiling takes a second; the environments of one process share the result, of which
+        # each takes 170 MB.
         env = cls(**dict(kwargs))
         env._mjcf_model = env.build_mjcf_model()
         env.compile_model_and_data()
