@@ -65,6 +65,14 @@ def test_no_flip_of_a_record_changes_it_in_silence(tmp_path):
     assert noticed > len(whole)
 
 
+def test_names_of_files_that_are_no_text(tmp_path):
+    with atomic_open(tmp_path / "page", "w") as file:
+        file.write("∇ \udcff")
+    assert (tmp_path / "page").read_bytes() == "∇ \\udcff".encode()
+    write_record(tmp_path / "record", {"run": "\udcff"})
+    assert read_record(tmp_path / "record") == {"run": "\udcff"}
+
+
 def test_no_json_holds_nan(tmp_path):
     for write, value in ((write_json, float("nan")), (write_record, {"a": float("inf")})):
         with pytest.raises(ValueError):

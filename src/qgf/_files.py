@@ -37,12 +37,13 @@ def atomic_open(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     temporary = None
-    encoding = None if "b" in mode else "utf-8"
+    # A file's name need not be text; where one is told, its bytes are told by their numbers.
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-        with os.fdopen(handle, mode, encoding=encoding) as file:
+        with os.fdopen(handle, mode, **text) as file:
             _flock(handle)  # tells `sweep` that its writer lives
             yield file
             file.flush()

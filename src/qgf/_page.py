@@ -60,12 +60,12 @@ class Page:
     def write(self, path: Path, title: str) -> None:
         """Write the whole page, atomically. UserError if it cannot be written."""
         body = "\n".join(self.parts)
-        with atomic_open(path) as file:
+        with atomic_open(path, "w") as file:
             file.write(
                 f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
                 f'<meta name="viewport" content="width=device-width, initial-scale=1">'
                 f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-                f"<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n".encode()
+                f"<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n"
             )
 
 

@@ -228,7 +228,7 @@ class Compare:
             slots=self.slots,
             seed=self.seed,
         )
-        print((self.out / "leaderboard.md").read_text())
+        print((self.out / "leaderboard.md").read_text("utf-8"))
 
 
 @dataclass(frozen=True)

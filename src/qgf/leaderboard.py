@@ -164,8 +164,8 @@ def write_leaderboard(out: Path, result: dict) -> None:
             page.add(f'<p class="lead">{escape(section.note)}</p>')
             text.append(section.note)
     page.write(out / "leaderboard.html", title)
-    with atomic_open(out / "leaderboard.md") as file:
-        file.write(("\n\n".join(text) + "\n").encode())
+    with atomic_open(out / "leaderboard.md", "w") as file:
+        file.write("\n\n".join(text) + "\n")
 
 
 def sections(result: dict) -> list[Section]:
