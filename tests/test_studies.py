@@ -16,9 +16,14 @@ from qgf.studies import ANYWHERE, STUDIES, run_study
 
 @pytest.fixture
 def double(monkeypatch):
+    def draw(data):
+        figure = Figure((1 + data["value"], 1))
+        figure.subplots().plot([0, data["value"]])
+        return figure
+
     study = SimpleNamespace(
         measure=lambda preset, out: {"value": {"smoke": 1, "laptop": 2}[preset]},
-        draw=lambda data: Figure((data["value"], 1)),
+        draw=draw,
         say=lambda data: f"It is {2 * data['value']}.",
     )
     monkeypatch.setitem(STUDIES, "double", study)
@@ -35,6 +40,9 @@ def test_a_study_leaves_data_figures_and_words(double, tmp_path):
     assert (out / "double.md").read_text() == "It is 4.\n"
     assert (out / "double.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (out / "double.svg").read_text()
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    run_study("double", "laptop", out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ follow from the data. The studies of ANYWHERE also take an environment: `measure
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from qgf._files import atomic_open, write_json
@@ -76,9 +77,10 @@ def run_study(name: str, preset: Preset, out: Path, env: str | None = None) -> s
     name = f"{name}-{env}" if env else name
     write_json(out / f"{name}.json", data)
     figure = study.draw(data)
-    for kind in ("png", "svg"):
-        with atomic_open(out / f"{name}.{kind}") as file:
-            figure.savefig(file, format=kind, dpi=200)
+    # An SVG is the same bytes when its data are: no date, and names that are not random.
+    for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+        with rc_context({"svg.hashsalt": name}), atomic_open(out / f"{name}.{kind}") as file:
+            figure.savefig(file, format=kind, dpi=200, metadata=metadata)
     paragraph = study.say(data)
     with atomic_open(out / f"{name}.md", "w") as file:
         file.write(paragraph + "\n")
