@@ -1,6 +1,7 @@
 """Annotations are checked by beartype in this process; a tiny dataset and a tiny run."""
 
 import ctypes
+import dataclasses
 import gc
 import importlib.util
 import os
@@ -62,11 +63,8 @@ TINY = Config(
 MEMORY = 2_000_000  # kilobytes
 
 
-@pytest.fixture(scope="module", autouse=True)
-def bounded_memory():
-    """Compiled programs are what fills a test process: none outlives its module."""
-    before = peak_memory()
-    yield
+def release_memory():
+    """Drop all compiled programs."""
     eqx.clear_caches()
     jax.clear_caches()
     gc.collect()
@@ -74,6 +72,14 @@ def bounded_memory():
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Compiled programs are what fills a test process: none outlives its module."""
+    before = peak_memory()
+    yield
+    release_memory()
     # The first module that goes beyond it fails; the peak is that of the process until now.
     assert before > MEMORY or peak_memory() <= MEMORY
 
@@ -105,6 +111,15 @@ def policy_run(data, tmp_path_factory):
     """A run of the same seeds without a task, so of the policy alone; read-only."""
     folder = tmp_path_factory.mktemp("run") / "policy"
     train("cube-single-play-v0", data, folder, TINY, seeds=(3, 5))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_critic(data, policy_run, tmp_path_factory):
+    """A run of another critic for the same task and seeds; read-only."""
+    folder = tmp_path_factory.mktemp("run") / "critic"
+    config = dataclasses.replace(TINY, learning_rate=1e-2)
+    train(TASK, data, folder, config, seeds=(3, 5), policy=policy_run)
     return folder
 
 

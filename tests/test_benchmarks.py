@@ -1,5 +1,6 @@
 """Every part of the benchmarks, at its smallest, beside a stand-in for the peer's code."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -15,10 +16,14 @@ import pytest
 import benchmarks
 import qgf.rollout
 from benchmarks import __main__ as program
-from benchmarks import collecting, dqc, evaluating, latency, training
+from benchmarks import collecting, costs, dqc, evaluating, latency, training
+from qgf._costs import count
+from qgf._files import read_json, write_json
 from qgf._workers import Workers
-from qgf.config import Config
+from qgf.config import Config, Spec
 from qgf.guidance import guided_sample
+from qgf.learners import LEARNERS
+from qgf.methods import find_method
 
 TINY = Config(batch_size=4, width=8, depth=2)
 SPEC = latency.SPEC
@@ -128,3 +133,24 @@ def test_the_median_call_is_timed_in_milliseconds():
     slept = iter([0.0, *[0.002, 0.004, 0.02] * 100])
     (taken,) = latency.median_times([lambda: time.sleep(next(slept))], 0.1)
     assert 4 <= taken < 12
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_costs_of_a_board_are_those_of_its_own_sizes(timed, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.costs.milliseconds", lambda act, spec, weight, n: float(n))
+    old = {"ms": {"1": 3.5}, "flops": 1, "train_seconds": 2.5}
+    facts = {"config": dataclasses.asdict(TINY) | {"a setting of long ago": 1}}
+    sizes = {"cube-single-play-v0": Spec(28, 5, 5), "scene-play-v0": Spec(40, 5, 5)}
+    board = {"facts": facts, "costs": {dataset: {"qgf": {**old}} for dataset in sizes}}
+    write_json(tmp_path / "board.json", {"commit": "x", "result": board})
+    costs.main(tmp_path / "board.json", timed=timed)
+    found = read_json(tmp_path / "board.json")["result"]
+    for dataset, spec in sizes.items():
+        held = {
+            role: LEARNERS[kind].create(spec, TINY, jax.random.key(1))
+            for role, kind in (("policy", "bc"), ("critic", "iql"))
+        }
+        wanted = old | {"flops": sum(count(find_method("qgf"), held, spec, 0.1, 1))}
+        wanted |= {"ms": {"1": 1.0, "50": 50.0}} if timed else {}
+        assert found["costs"][dataset]["qgf"] == wanted
+    assert "benchmarks.costs" in found["costs_measured"]["command"]

@@ -1,7 +1,5 @@
 """The unitless guidance weight, against closed forms; and the study of one default for all."""
 
-import shutil
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,6 @@ import numpy as np
 import pytest
 from telling import draws, intervals, tells
 
-import qgf
-from qgf._files import write_record
 from qgf._validation import validation_batch
 from qgf.calibration import AUTO, auto_weight, flow_sizes, guidance_scale
 from qgf.checkpoint import load_learner, load_record, of_seed
@@ -91,9 +87,11 @@ def test_units_of_q_cancel():
     assert abs(sample(ten, 0.3 * scale) - wanted).max() > 0.1
 
 
-def test_constant_critic_has_no_scale():
+def test_without_a_gradient_there_is_no_scale():
     flat = lambda obs, action: 0 * action.sum(-1)  # noqa: E731
-    assert guidance_scale(to_data, flat, OBS[:8], ACTION[:8], STEPS) == jnp.inf
+    assert guidance_scale(to_data, flat, OBS[:8], ACTION[:8], STEPS) == 0
+    broken = lambda obs, action: jnp.sqrt(-1 - action.sum(-1) ** 2)  # noqa: E731
+    assert guidance_scale(to_data, broken, OBS[:8], ACTION[:8], STEPS) == 0
 
 
 class Policy(eqx.Module):
@@ -215,26 +213,43 @@ def test_figure_has_every_way_on_every_task():
     assert any(list(line.get_xdata()) == [0.4, 0.4] for line in right.lines)  # the default
 
 
-def test_weight_of_a_run_follows_its_scale(run, tmp_path):
-    copied = tmp_path / "run"
-    shutil.copytree(run, copied)
-    record = load_record(copied)
+@pytest.fixture
+def pair(run):
+    return {role: load_learner(run, role) for role in ("policy", "critic")}
+
+
+def test_weight_of_a_run_follows_its_scale(run, pair):
+    record = load_record(run)
     batch = validation_batch(record, 512)
     scales = []
-    for seed in record["seeds"]:
-        policy, critic = (load_learner(run, role, seeds=[seed]) for role in ("policy", "critic"))
-        policy, critic = of_seed((policy, critic), 0)
+    for i in range(2):
+        policy, critic = of_seed((pair["policy"], pair["critic"]), i)
         scale = guidance_scale(policy.velocity, critic.critic, batch.obs, batch.action, 10)
         scales.append(float(scale))
-    weight = auto_weight(copied)
-    assert weight == pytest.approx(AUTO * np.mean(scales), rel=1e-5)
-    # It is kept, and does without the data from then on.
-    record["data"] |= {"folder": str(tmp_path / "gone"), "relative": "gone"}
-    write_record(copied / "config.json", record)
-    assert auto_weight(copied) == weight
-    policy, obs = qgf.load(copied), np.zeros((3, 28), np.float32)
-    key = jax.random.key(0)
-    np.testing.assert_array_equal(policy.act(obs, key=key), policy.act(obs, key=key, weight=weight))
-    (copied / "guidance.json").unlink()
+    assert auto_weight(pair, record) == pytest.approx(AUTO * np.mean(scales), rel=1e-5)
+    # Other roles, and their order, do not matter.
+    more = {"bfn": None, **dict(reversed(pair.items()))}
+    assert auto_weight(more, record) == auto_weight(pair, record)
+    # A seed whose critic has no gradient is left out.
+    half = {**pair, "critic": flattened(pair["critic"], seeds=[0])}
+    assert auto_weight(half, record) == pytest.approx(AUTO * scales[1], rel=1e-5)
+
+
+def flattened(critic, seeds):
+    """The critic with the last kernels of some training seeds at 0, so that it is constant."""
+    last = lambda c: [member.kernels[-1] for member in c.target_q.members]  # noqa: E731
+    zeros = [kernel.at[jnp.array(seeds)].set(0) for kernel in last(critic)]
+    return eqx.tree_at(last, critic, zeros)
+
+
+def test_critic_without_a_gradient_does_not_guide(run, pair, capsys):
+    flat = {**pair, "critic": flattened(pair["critic"], seeds=[0, 1])}
+    assert auto_weight(flat, load_record(run)) == 0
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_weight_cannot_be_measured_without_the_data(run, pair, tmp_path):
+    record = load_record(run)
+    record["data"]["folder"] = str(tmp_path / "gone")
     with pytest.raises(UserError, match="gone is gone; name a weight"):
-        auto_weight(copied)
+        auto_weight(pair, record)

@@ -1,20 +1,26 @@
 """Comparing methods: one protocol, shared runs, and nothing lost to a kill."""
 
+import dataclasses
 import functools
 import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TASK, TINY
+from conftest import TASK, TINY, release_memory
 
 import qgf.protocol
+from qgf._costs import count
 from qgf._workers import Workers
-from qgf.checkpoint import list_checkpoints, load_record
+from qgf.checkpoint import list_checkpoints, load_learner, load_record, of_seed
+from qgf.cli import main
 from qgf.compare import compare
+from qgf.config import PRESETS, Spec
 from qgf.errors import UserError
+from qgf.methods import find_method, settings
 
 OTHER = TASK.replace("task1", "task2")
 GOALS = "cube-single-play-oraclerep-v0"
@@ -31,6 +37,14 @@ qgf.protocol.Workers = functools.partial(Workers, max_episode_steps=10)
 compare({envs!r}, {methods!r}, [Path({data!r})], Path({out!r}), {config!r},
         seeds=(3,), episodes=2, tune_episodes=1, slots=4)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untimed():
+    """Actions are not timed: their milliseconds are their number of observations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qgf.compare.milliseconds", lambda act, spec, weight, batch: float(batch))
+        yield
 
 
 @pytest.fixture
@@ -159,6 +173,7 @@ def test_results_of_other_settings_are_not_mixed(compared, data):
 
 
 def test_goals_are_compared_like_tasks(compared, data, short):
+    release_memory()  # the programs of goals are other ones
     policy = compared / "runs/cube-single-play/policy/config.json"
     before = policy.stat().st_mtime_ns
     result = run(data, compared, envs=(GOALS,), methods=("qfql",))
@@ -167,3 +182,33 @@ def test_goals_are_compared_like_tasks(compared, data, short):
     (episodes,) = (compared / "episodes" / GOALS / "qfql").glob("test *.json")
     assert np.array(json.loads(episodes.read_text())).shape == (1, 2 * 5, 4)
     assert [*result["tasks"]] == [GOALS] and set(result["methods"]) == {"bc", "qfql"}
+
+    # What networks of another size cost is measured anew.
+    measured = {path.relative_to(compared / "costs") for path in compared.glob("costs/*/*.json")}
+    assert measured >= {Path(GOALS) / "bc.json", Path(GOALS) / "qfql.json"}
+    assert Path("cube-single-play-v0/bc.json") in measured and [*result["costs"]] == [GOALS]
+    folder = compared / "runs/cube-single-play/goals/critic"
+    held = {role: of_seed(load_learner(folder, role), 0) for role in ("policy", "critic")}
+    weight, samples = settings("qfql")[-1]
+    expected = count(find_method("qfql"), held, Spec(**critic["spec"]), weight, samples)
+    cost = result["costs"][GOALS]["qfql"]
+    assert cost["flops"] == sum(expected) and cost["ms"] == {"1": 1.0, "50": 50.0}
+
+
+def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
+    calls = []
+    record = lambda *args, **options: calls.append((args, options))  # noqa: E731
+    monkeypatch.setattr("qgf.compare.compare", record)
+    (tmp_path / "leaderboard.md").write_text("the tables")
+    argv = "--envs a b --methods qgf bfn --data c d --seeds 3,5 --episodes 7 --tune-episodes 6"
+    more = "--workers 3 --slots 4 --seed 9 --preset paper --steps 11"
+    main(["compare", "--out", str(tmp_path), *argv.split(), *more.split()])
+    config = dataclasses.replace(PRESETS["paper"], steps=11)
+    options = {"seeds": [3, 5], "episodes": 7, "tune_episodes": 6, "workers": 3, "slots": 4}
+    assert calls == [
+        (
+            (("a", "b"), ("qgf", "bfn"), (Path("c"), Path("d")), tmp_path, config),
+            {**options, "seed": 9},
+        )
+    ]
+    assert "the tables" in capsys.readouterr().out

@@ -1,57 +1,10 @@
-"""The compute study: operations of methods by hand, and words that follow the data."""
+"""The compute study: words and a figure that follow the data."""
 
-import jax
 import numpy as np
-import pytest
 from telling import draws, tells
 
-from qgf._costs import flops
-from qgf.config import Config, Spec
-from qgf.learners import LEARNERS
-from qgf.methods import METHODS
 from qgf.statistics import wilson_interval
 from qgf.studies import compute
-
-SPEC = Spec(obs=7, action=3, chunk=2)  # 6 action dimensions
-POLICY = (7 + 6 + 16) * 8 + 8 * 8 + 8 * 6  # multiplications of one forward pass: 344
-Q = (7 + 6) * 8 + 8 * 8 + 8  # 176
-Q_BACKWARD = 8 * 8 + 8 * 6  # the last layer is no matrix, and the first only its action rows: 112
-# Backward through the policy, the product with the first kernel gives all its inputs' parts.
-
-
-@pytest.fixture(scope="module")
-def learners():
-    config = Config(width=8, depth=2)
-    return {
-        role: LEARNERS[kind].create(SPEC, config, jax.random.key(0))
-        for role, kind in (("policy", "bc"), ("critic", "iql"))
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "samples", "products"),
-    [
-        ("bc", 1, 10 * POLICY),
-        ("bfn", 2, 2 * (10 * POLICY + 2 * Q)),
-        ("bfn-4", 4, 4 * (10 * POLICY + 2 * Q)),
-        ("qgf", 1, 10 * (POLICY + 2 * Q + Q_BACKWARD)),
-        ("qgf+bfn", 2, 2 * (10 * (POLICY + 2 * Q + Q_BACKWARD) + 2 * Q)),
-        ("gradstep", 1, 10 * POLICY + 3 * (2 * Q + Q_BACKWARD)),
-        ("bptt", 1, 55 * 2 * POLICY + 10 * (2 * Q + Q_BACKWARD)),
-    ],
-)
-def test_matrix_products_of_an_action_by_hand(name, samples, products, learners):
-    counted = compute.count(METHODS[name], learners, SPEC, 0.1, samples)
-    assert counted.products == 2 * products
-    assert counted.others > 0
-    # The count of the comparisons takes the critic's backward pass for as long as its forward.
-    own = {role: learners[role] for role in METHODS[name].roles}
-    assert counted.products == pytest.approx(samples * flops(METHODS[name], own), rel=0.15)
-
-
-def test_unguided_the_critic_costs_nothing(learners):
-    counted = compute.count(METHODS["qgf"], learners, SPEC, 0.0, 1)
-    assert counted.products == 2 * 10 * POLICY
 
 
 def row(label, share, cost, family="bfn", samples=1):
@@ -68,8 +21,6 @@ def row(label, share, cost, family="bfn", samples=1):
         "episodes": 100,
         "flops": cost * 1e6,
         "products": cost * 1e6,
-        "hand": cost * 1e6,
-        "products_to_hand": 1.0,
         "ms": {"1": cost, "50": 10.0 * cost},
     }
 

@@ -1,5 +1,6 @@
 """Evaluation: pairing, independence of how episodes are packed, and the summary."""
 
+import functools
 import json
 import multiprocessing
 import shutil
@@ -10,13 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TASK
+from evaluations import evaluation
 
 import qgf.rollout
+from qgf._evaluation import read_evaluation, write_evaluation
+from qgf._files import FORMAT, sha256, write_json
 from qgf._workers import Reply, Workers
-from qgf.checkpoint import load_learner
+from qgf.calibration import auto_weight
+from qgf.checkpoint import load_learner, load_record
+from qgf.cli import main
 from qgf.config import Spec
 from qgf.errors import UserError
-from qgf.evaluate import _summary, evaluate, format_result
+from qgf.evaluate import _summary, chosen_arms, evaluate, format_result
 from qgf.flow import FAILED
 from qgf.rollout import Arm, Job, Outcome, _env_seed, make_jobs, roll_out
 from qgf.statistics import wilson_interval
@@ -157,26 +163,28 @@ class ObservedWorkers(Workers):
         return {i: r._replace(reward=float(abs(r.obs).sum())) for i, r in replies.items()}
 
 
-def test_number_of_processes_does_not_matter(run, tmp_path, monkeypatch):
+def test_number_of_processes_does_not_matter(run, monkeypatch):
     monkeypatch.setattr(qgf.rollout, "Workers", ObservedWorkers)
-    copied = shutil.copytree(run, tmp_path / "run")
     results = [
-        evaluate(copied, (0.5,), episodes=1, tune_episodes=1, workers=workers, slots=6)
+        evaluate(run, (0.5,), episodes=1, tune_episodes=1, workers=workers, slots=6)
         for workers in (1, 2)
     ]
     assert results[0] == results[1]
     returns = [row["test"]["return"] for row in results[0]["weights"]]
     assert returns[0] != returns[1]
-    assert json.loads((copied / "eval.json").read_text()) == json.loads(json.dumps(results[1]))
 
 
 def test_layout_of_the_result(run, fake, tmp_path):
-    copied = shutil.copytree(run, tmp_path / "run")
-    result = evaluate(
-        copied, (0.3, 0.1, 0.1), episodes=4, tune_episodes=2, best_of=(3, 3, 1), slots=6
-    )
-    result = json.loads((copied / "eval.json").read_text())
-    assert (result["env"], result["run"], result["checkpoint"]) == (TASK, str(copied), 40)
+    result = evaluate(run, (0.3, 0.1, 0.1), episodes=4, tune_episodes=2, best_of=(3, 3, 1), slots=6)
+    write_evaluation(tmp_path, result)
+    kept = read_evaluation(tmp_path)
+    assert kept == json.loads(json.dumps(result))
+    result = kept
+    assert (result["env"], result["run"], result["checkpoint"]) == (TASK, str(run), 40)
+    files = {
+        role: run / f"checkpoints/00000040/{role}.safetensors" for role in ("policy", "critic")
+    }
+    assert result["learners"] == {role: sha256(path) for role, path in files.items()}
     assert result["training_seeds"] == [3, 5]
     assert result["episodes"] == {"tune": 2, "test": 4}
     assert [row["weight"] for row in result["weights"]] == [0, 0.1, 0.3]
@@ -252,6 +260,8 @@ def test_ties_go_to_the_higher_return_then_to_the_smaller_weight():
     [
         ({"weights": (-0.1,)}, "at least 0, got -0.1"),
         ({"weights": (float("inf"),)}, "at least 0, got inf"),
+        ({"weights": (1e39,)}, r"at least 0, got 1e\+39"),
+        ({"methods": ("bfn",)}, "bfn: not tuned by a weight"),
         ({"episodes": 0}, "must lie between 1 and"),
         ({"tune_episodes": 0}, "must lie between 1 and"),
         ({"best_of": (0,)}, "must lie between 1 and"),
@@ -267,6 +277,152 @@ def test_unfit_arguments(change, message, run):
     with pytest.raises(UserError, match=message):
         evaluate(run, **{"weights": (0.1,), **change})
     assert not (run / "eval.json").exists()
+
+
+def test_another_critic_guides_and_is_named(run, other_critic, fake):
+    options = {"episodes": 2, "tune_episodes": 1, "slots": 4}
+    own, other = (evaluate(run, (0.5,), critic=c, **options) for c in (None, other_critic))
+    assert own["bc"] == other["bc"] and own["weights"][1] != other["weights"][1]
+    assert other["critic"] == str(other_critic) and other["critic_checkpoint"] == 40
+    assert other["learners"]["policy"] == own["learners"]["policy"]
+    path = other_critic / "checkpoints/00000040/critic.safetensors"
+    assert other["learners"]["critic"] == sha256(path) != own["learners"]["critic"]
+
+
+def test_default_weight_is_that_of_the_networks_that_act(run, other_critic, fake):
+    options = {"episodes": 1, "tune_episodes": 1, "slots": 4}
+    result = evaluate(run, methods=("qgf", "qfql"), critic=other_critic, **options)
+    learners = {
+        "policy": load_learner(run, "policy"),
+        "critic": load_learner(other_critic, "critic"),
+    }
+    weight = auto_weight(learners, load_record(other_critic))
+    for name in ("qgf", "qfql"):
+        rows = result["methods"][name]["settings"]
+        assert [row["weight"] for row in rows] == [0.0, pytest.approx(weight, rel=1e-5)]
+    earlier = evaluate(run, checkpoint="20", **options)
+    assert earlier["weights"][1]["weight"] != pytest.approx(weight, rel=1e-2)
+    assert earlier["checkpoint"] == 20
+
+
+DAMAGED = [
+    ((), []),
+    ((), {}),
+    (("methods",), {}),
+    (("methods", "qgf"), None),
+    (("methods", "qgf", "settings"), []),
+    (("methods", "qgf", "weight"), 0.5),
+    (("methods", "qgf", "weight"), "0.7"),
+    (("methods", "qgf", "settings", 0, "tune"), {}),
+    (("methods", "qgf", "settings", 0, "samples"), 1.5),
+    (("methods", "qgf", "test", "ci95"), [0.1]),
+    (("methods", "qgf", "test", "difference_ci95"), None),
+    (("methods", "bc", "test", "success"), True),
+    (("checkpoint",), "40"),
+    (("critic",), 3),
+    (("learners",), None),
+    (("seed",), None),
+    (("episodes", "tune"), None),
+]
+
+
+@pytest.mark.parametrize(("at", "value"), DAMAGED)
+def test_a_damaged_result_is_named_and_never_read(at, value, run, tmp_path):
+    result = json.loads(json.dumps({**evaluation(run), "checksum": "edited", "format": FORMAT}))
+    write_json(tmp_path / "eval.json", result)
+    read_evaluation(tmp_path)
+    if not at:
+        result = value
+    elif at == ("methods",):
+        del result["methods"]
+    else:
+        place = functools.reduce(lambda part, key: part[key], at[:-1], result)
+        place[at[-1]] = value
+    write_json(tmp_path / "eval.json", result)
+    with pytest.raises(UserError, match=r"eval\.json") as error:
+        read_evaluation(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_was_chosen_is_filmed_once(run):
+    result = evaluation(run, 0.7)
+    assert chosen_arms(result) == [Arm(), Arm("qgf", 0.7)]
+    result["methods"]["qgf"]["weight"] = 0.0
+    result["methods"]["qgf+bfn"] = {"weight": 0.0, "samples": 4}
+    assert chosen_arms(result) == [Arm(), Arm("qgf+bfn", 0.0, 4)]
+
+
+@pytest.fixture
+def played(monkeypatch, run, tmp_path):
+    """`qgf eval` with nothing played or filmed: how `evaluate` and `film` were called."""
+    calls = {}
+
+    def evaluate(*args, **options):
+        calls["evaluate"] = args, options
+        return evaluation(run, 0.7)
+
+    def film(*args, **options):
+        calls["film"] = args, options
+
+    monkeypatch.setattr("qgf.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("qgf.video.film", film)
+    monkeypatch.setattr("qgf.video.check_filming", lambda *args: calls.update(check=args))
+    calls["run"] = tmp_path / "run"
+    calls["run"].mkdir()
+    shutil.copy(run / "config.json", calls["run"])
+    return calls
+
+
+def test_the_command_passes_everything_on(played, run, tmp_path):
+    folder, film, critic = played["run"], tmp_path / "a.mp4", run
+    options = "--method qgf bfn --weights 0.1 0.2 --best-of 3 --episodes 7 --tune-episodes 5"
+    more = "--workers 3 --slots 4 --seed 6 --checkpoint 20"
+    argv = ["eval", str(folder), *options.split(), *more.split()]
+    main([*argv, "--critic", str(critic), "--video", str(film), "--json", str(tmp_path / "j")])
+    assert played["evaluate"] == (
+        (folder, (0.1, 0.2)),
+        {
+            **{"methods": ("qgf", "bfn"), "critic": critic, "episodes": 7, "tune_episodes": 5},
+            **{"best_of": (3,), "workers": 3, "slots": 4, "seed": 6, "checkpoint": "20"},
+        },
+    )
+    assert played["check"] == (TASK, film)
+    assert played["film"] == (
+        (folder, film, [Arm(), Arm("qgf", 0.7)]),
+        {"critic": critic, "seed": 6, "checkpoint": "40", "critic_checkpoint": "40"},
+    )
+    kept = read_evaluation(folder)
+    assert kept == json.loads((tmp_path / "j").read_text())
+    assert kept == json.loads(json.dumps(evaluation(run, 0.7)))
+
+
+def test_a_result_that_cannot_be_kept_is_printed_all_the_same(played, tmp_path, capsys):
+    def refuse(run, result):
+        raise UserError("cannot write here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qgf._evaluation.write_evaluation", refuse)
+        with pytest.raises(SystemExit) as stop:
+            main(["eval", str(played["run"])])
+        alone = capsys.readouterr()
+        main(["eval", str(played["run"]), "--json", str(tmp_path / "j")])
+        kept = capsys.readouterr()
+    assert stop.value.code == 2 and alone.err == "qgf: cannot write here\n"
+    assert kept.out == alone.out and "qgf w = 0.7" in kept.out
+    assert kept.err == f"qgf: cannot write here; the result is in {tmp_path / 'j'}\n"
+    assert (tmp_path / "j").exists()
+
+
+@pytest.mark.parametrize("flag", ["--json", "--video"])
+def test_what_cannot_be_written_is_said_before_the_work(flag, run, played, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("qgf.evaluate.evaluate", lambda *args, **options: pytest.fail("it began"))
+    for out in (tmp_path, tmp_path / "file" / "x"):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(SystemExit) as stop:
+            main(["eval", str(run), flag, str(out)])
+        assert stop.value.code == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "run"}
 
 
 def test_run_without_a_task(policy_run):

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from qgf._flops import Operations, operations
 from qgf.critic import Ensemble, ensemble_critic
 from qgf.flow import FlowPolicy, euler
 from qgf.guidance import q_gradient
-from qgf.studies._flops import Operations, operations
 
 OBS, ACTION, TIME = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 9), (1, 4), (1,)))
 LEFT, RIGHT = jnp.ones((3, 4)), jnp.ones((4, 2))
@@ -65,9 +65,22 @@ def test_a_known_number_decides_the_branch_inside_a_loop(reverse):
     assert operations(function, square, unknown).products == 7 * 2 * 2 * 6**3
 
 
-def test_while_loops_are_refused():
+def test_a_while_loop_counts_as_often_as_known_numbers_let_it_turn():
+    square = jax.ShapeDtypeStruct((6, 6), jnp.float32)
+
+    def function(n, x):
+        return jax.lax.fori_loop(0, n, lambda i, x: x @ x, x)
+
+    assert operations(function, jnp.asarray(3), square).products == 3 * 2 * 6**3
     with pytest.raises(ValueError, match="cannot count a while loop"):
-        operations(lambda n: jax.lax.fori_loop(0, n, lambda i, x: x + i, 0), jnp.asarray(3))
+        operations(function, jax.ShapeDtypeStruct((), jnp.int32), square)
+
+
+def test_a_decomposition_by_its_textbook_count():
+    matrix = jax.ShapeDtypeStruct((2, 5, 3), jnp.float32)
+    expected = 2 * (4 * 5**2 * 3 + 8 * 5 * 3**2 + 9 * 3**3)
+    counted = operations(lambda x: jax.lax.linalg.svd(x, full_matrices=False), matrix)
+    assert counted == Operations(0, expected)
 
 
 def xla(function, *args):

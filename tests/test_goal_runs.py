@@ -1,7 +1,6 @@
 """Goal-conditioned runs: trained, evaluated and guided like any other, with a goal that varies."""
 
 import functools
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +84,6 @@ def test_evaluation_runs_all_goals(goal_run, short):
     assert test["episodes"] == 2 * GOALS * 2 and len(test["goals"]) == GOALS
     assert np.mean([goal["success"] for goal in test["goals"]]) == test["success"]
     assert {goal["episodes"] for goal in test["goals"]} == {4}
-    assert json.loads((goal_run / "eval.json").read_text())["env"] == ENV
 
 
 def test_goals_reach_the_critic(goal_run):

@@ -28,11 +28,16 @@ def entry(env, method, wins, **changes):
     return same | values | changes
 
 
-def costs(*methods):
+def costs(*methods, ms=1.0):
+    """Costs of methods in one domain."""
     return {
-        name: {"ms": {"1": 1.25, "50": 1234.5}, "flops": 12_300_000, "train_seconds": 61.2}
+        name: {"ms": {"1": ms, "50": 1234.5}, "flops": 12_300_000, "train_seconds": 61.2}
         for name in methods
     }
+
+
+CUBE, SCENE = "cube-single-play-v0", "scene-play-v0"
+COSTS = {CUBE: costs(*CHANCES), SCENE: costs("bc", "qgf", "bfn", ms=1.5)}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def result(wins):
         for env, found in wins.items()
         for method, outcome in found.items()
     ]
-    return leaderboard(entries, costs(*CHANCES), FACTS)
+    return leaderboard(entries, COSTS, FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,7 @@ def test_aggregates_against_loops(result, wins):
         assert figures["qgf_improves"] == pytest.approx(np.mean(chances))
         assert figures["qgf_improves_tasks"] == len(chances)
 
-    domains = {"cube-single-play-v0": TASKS[:3], "scene-play-v0": TASKS[3:]}
+    domains = {CUBE: TASKS[:3], SCENE: TASKS[3:]}
     assert {name: domain["tasks"] for name, domain in result["domains"].items()} == domains
     for method in CHANCES:
         check(result["overall"][method], TASKS, method)
@@ -121,7 +126,7 @@ def test_the_interval_of_a_tiny_case_is_exact():
     envs = [f"cube-single-play-singletask-task{i}-v0" for i in range(1, 6)]
     for count in (1, 5):
         entries = [entry(env, "bc", [[1], [0]]) for env in envs[:count]]
-        figures = leaderboard(entries, costs("bc"), {})["overall"]["bc"]
+        figures = leaderboard(entries, {CUBE: costs("bc")}, {})["overall"]["bc"]
         expected = scipy.stats.binom.ppf([0.025, 0.975], 2 * count, 0.5) / (2 * count)
         assert figures["mean_ci95"] == pytest.approx(expected)
 
@@ -129,7 +134,7 @@ def test_the_interval_of_a_tiny_case_is_exact():
 def test_the_interval_has_the_width_of_its_closed_form():
     random = np.random.default_rng(0)
     wins = random.random((6, 50)) < np.linspace(0.2, 0.8, 6)[:, None]
-    figures = leaderboard([entry(TASKS[0], "bc", wins)], costs("bc"), {})["overall"]["bc"]
+    figures = leaderboard([entry(TASKS[0], "bc", wins)], {CUBE: costs("bc")}, {})["overall"]["bc"]
     rates = wins.mean(1)
     spread = 1.96 * np.sqrt((rates.var() + (rates * (1 - rates)).mean() / 50) / 6)
     assert figures["mean_ci95"] == pytest.approx(
@@ -141,14 +146,14 @@ def test_the_interval_of_improvement_is_exact():
     # qgf wins every episode and fql has one seed of two that does: both seeds drawn are that
     # one (a tie) with probability ¼, no seed is with ¼, so P is ½, ¾, 1.
     entries = [entry(TASKS[0], "qgf", [[1], [1]]), entry(TASKS[0], "fql", [[1], [0]])]
-    figures = leaderboard(entries, costs("qgf", "fql"), {})["overall"]["fql"]
+    figures = leaderboard(entries, {CUBE: costs("qgf", "fql")}, {})["overall"]["fql"]
     assert (figures["qgf_improves"], figures["qgf_improves_ci95"]) == (0.75, (0.5, 1.0))
 
 
 def test_methods_that_do_the_same_do_not_differ():
     wins = np.random.default_rng(0).random((2, 10)) < 0.5
     entries = [entry(TASKS[0], name, wins) for name in ("bc", "qgf")]
-    result = leaderboard(entries, costs("bc", "qgf"), {})
+    result = leaderboard(entries, {CUBE: costs("bc", "qgf")}, {})
     figures = result["tasks"][TASKS[0]]["qgf"]
     assert (figures["difference"], figures["difference_ci95"]) == (0, (0, 0))
     assert result["overall"]["bc"]["qgf_improves"] == 0.5
@@ -156,7 +161,7 @@ def test_methods_that_do_the_same_do_not_differ():
 
 def test_the_same_figures_every_time(result, wins):
     entries = [entry(e, m, outcome) for e, found in wins.items() for m, outcome in found.items()]
-    again = leaderboard(entries[::-1], costs(*CHANCES), FACTS)
+    again = leaderboard(entries[::-1], COSTS, FACTS)
     assert again["overall"] == result["overall"] and again["domains"] == result["domains"]
 
 
@@ -178,9 +183,9 @@ def expected_rows(result):
     for method in result["methods"]:
         every = result["overall"][method]
         better = "–" if method == "qgf" else percent(every, "qgf_improves")
-        tasks = "2 of 4" if method == "fql" else "4 of 4"
+        tasks, ms = ("2 of 4", "1") if method == "fql" else ("4 of 4", "1.25")  # mean of domains
         means = [percent(every, "mean"), percent(every, "iqm")]
-        yield [method, tasks, *means, better, "1.25", "1,234", "12.3", "61.2"]
+        yield [method, tasks, *means, better, ms, "1,234", "12.3", "61.2"]
         for domain in result["domains"].values():
             if method in domain["methods"]:
                 found = [result["tasks"][env].get(method) for env in domain["tasks"]]
@@ -210,8 +215,7 @@ def test_pages_show_the_figures(result, tables):
     assert ["config", "width 256"] in rows and ["seeds", "0, 1, 2"] in rows
     heads = [f"task{i}, 60 episodes" for i in (1, 2, 4)]
     assert ["method", *heads, "mean", "IQM", "setting"] in rows
-    assert "Wilson" in text and "2000 bootstrap resamples" in text
-    assert "gradient was not finite: qgf 12." in text
+    assert "qgf 12." in text  # steps left unguided
 
 
 def test_pages_show_the_differences(result, tables):
@@ -234,7 +238,7 @@ def test_the_picture_is_embedded_and_kept(result, written):
 
 
 def test_without_bc_and_qgf(tmp_path):
-    result = leaderboard([entry(TASKS[0], "fql", [[1, 0]])], costs("fql"), {})
+    result = leaderboard([entry(TASKS[0], "fql", [[1, 0]])], {CUBE: costs("fql")}, {})
     write_leaderboard(tmp_path, result)
     text = (tmp_path / "leaderboard.md").read_text()
     assert "difference to BC" not in text
@@ -243,14 +247,17 @@ def test_without_bc_and_qgf(tmp_path):
 
 def test_a_method_has_no_task_in_common_with_qgf():
     entries = [entry(TASKS[0], "qgf", [[1]]), entry(TASKS[1], "fql", [[1]])]
-    assert "qgf_improves" not in leaderboard(entries, costs("qgf", "fql"), {})["overall"]["fql"]
+    assert (
+        "qgf_improves"
+        not in leaderboard(entries, {CUBE: costs("qgf", "fql")}, {})["overall"]["fql"]
+    )
 
 
-def test_training_seconds_may_be_unknown(tmp_path):
+def test_costs_may_be_unknown(tmp_path):
     known = costs("bc")
-    known["bc"]["train_seconds"] = None
-    write_leaderboard(tmp_path, leaderboard([entry(TASKS[0], "bc", [[1]])], known, {}))
-    assert "| 12.3 | – |" in (tmp_path / "leaderboard.md").read_text()
+    known["bc"] |= {"ms": {"1": 1.5}, "train_seconds": None}
+    write_leaderboard(tmp_path, leaderboard([entry(TASKS[0], "bc", [[1]])], {CUBE: known}, {}))
+    assert "| 1.5 | – | 12.3 | – |" in (tmp_path / "leaderboard.md").read_text()
 
 
 def test_a_folder_that_cannot_be_written(result, tmp_path):

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from conftest import TASK, TINY
+from conftest import TASK, TINY, release_memory
+from evaluations import evaluated
 
 import qgf
-from qgf._files import write_json
-from qgf.checkpoint import load_learner
+from qgf.calibration import auto_weight
+from qgf.checkpoint import load_learner, load_record
 from qgf.flow import FAILED, bounded
 from qgf.methods import METHODS
 from qgf.policy import sample_actions
@@ -97,7 +98,9 @@ def test_seeds_and_checkpoints_differ(run, policy, obs):
         ({"obs": np.full(28, np.nan)}, "with NaN or infinity"),
         ({"weight": -0.1}, "at least 0, got -0.1"),
         ({"weight": float("nan")}, "at least 0, got nan"),
+        ({"weight": 1e39}, "at least 0, got 1e"),
         ({"weight": np.array([0.1, -0.1, 0.0])}, "at least 0"),
+        ({"weight": np.array(0.1j)}, "a weight must be real numbers"),
         ({"weight": np.zeros(2)}, r"weight has shape \(2,\) for observations of \(3,\)"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"samples": 1.5}, "samples must be at least 1 and a whole number, got 1.5"),
@@ -149,28 +152,107 @@ def test_samples_without_an_action_are_never_the_best():
     assert counts.tolist() == [0 + 3 + 6 + 9, 4, FAILED]
 
 
-def test_weight_chosen_by_eval_is_the_default(run, obs, tmp_path):
+AUTO = 0.25
+
+
+@pytest.fixture
+def evaluated_run(run, tmp_path, monkeypatch):
+    """A run evaluated with qgf, whose choice was 0.7; no measured weight differs from AUTO."""
+    monkeypatch.setattr(qgf.policy, "auto_weight", lambda learners, record: AUTO)
     copied = shutil.copytree(run, tmp_path / "run")
-    write_json(copied / "eval.json", {"methods": {"qgf": {"weight": 0.7}}})
-    policy = qgf.load(copied)
+    evaluated(copied, 0.7)
+    return copied
+
+
+def default_weight(folder, obs, *, samples=1, **options):
+    """Which of three weights a policy takes by default, told by its actions."""
+    policy = qgf.load(folder, **options)
+    default = policy.act(obs, key=KEY, samples=samples)
+    (found,) = (
+        w
+        for w in (0.0, AUTO, 0.7)
+        if policy.act(obs, key=KEY, weight=w, samples=samples).tobytes() == default.tobytes()
+    )
+    return found
+
+
+def test_weight_chosen_by_eval_is_the_default(evaluated_run, obs, tmp_path):
+    assert default_weight(evaluated_run, obs) == 0.7
+    assert default_weight(evaluated_run, obs, seed=5) == 0.7
+    assert default_weight(evaluated_run.rename(tmp_path / "moved"), obs) == 0.7
+
+
+def test_a_chosen_weight_is_used_for_nothing_else(evaluated_run, run, other_critic, obs):
+    for change in (
+        {"checkpoint": "20"},
+        {"critic": other_critic},
+        {"method": "qfql"},
+        {"samples": 2},
+    ):
+        assert default_weight(evaluated_run, obs, **change) == AUTO
+    # And the other way about: what another critic chose is no choice for the run's own.
+    evaluated(evaluated_run, 0.7, critic=other_critic)
+    assert default_weight(evaluated_run, obs) == AUTO
+    assert default_weight(evaluated_run, obs, critic=other_critic) == 0.7
+    evaluated(evaluated_run, 0.7, method="qgf+bfn", samples=4)
+    assert default_weight(evaluated_run, obs, method="qgf+bfn", samples=4) == 0.7
+    assert default_weight(evaluated_run, obs, method="qgf+bfn") == AUTO
+
+
+def test_a_chosen_weight_does_not_survive_more_training(evaluated_run, data, obs):
+    release_memory()  # training compiles programs of its own
+    longer = dataclasses.replace(TINY, steps=60)
+    train(TASK, data, evaluated_run, longer, seeds=(3, 5), resume=True)
+    assert default_weight(evaluated_run, obs) == AUTO
+    assert default_weight(evaluated_run, obs, checkpoint="40") == 0.7
+
+
+def test_without_a_choice_a_guided_flow_takes_a_weight_of_its_own_scale(run, obs):
+    policy = qgf.load(run, seed=5)
     default = policy.act(obs, key=KEY)
-    assert default.tobytes() == policy.act(obs, key=KEY, weight=0.7).tobytes()
-    assert default.tobytes() != policy.act(obs, key=KEY, weight=0.0).tobytes()
+    learners = {role: load_learner(run, role, seeds=[5]) for role in ("policy", "critic")}
+    weight = auto_weight(learners, load_record(run))
+    assert default.tobytes() == policy.act(obs, key=KEY, weight=weight).tobytes()
 
 
-def test_step_size_has_no_default_but_the_chosen(run, obs):
-    with pytest.raises(qgf.UserError, match="no chosen weight yet; give one or run `qgf eval"):
-        qgf.load(run, method="gradstep").act(obs, key=KEY)
+@pytest.mark.parametrize("text", ["{}", "[]", "{", "\0", '{"methods": {"qgf": {"weight": 0.7}}}'])
+def test_a_damaged_evaluation_is_named(text, evaluated_run, obs):
+    (evaluated_run / "eval.json").write_text(text)
+    policy = qgf.load(evaluated_run)
+    with pytest.raises(qgf.UserError, match=r"eval\.json"):
+        policy.act(obs, key=KEY)
+    policy.act(obs, key=KEY, weight=0.1)
 
 
-def test_policy_without_critic(policy_run, data, obs, tmp_path):
+def test_acting_writes_nothing(run, obs, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    qgf.load(copied).act(obs, key=KEY)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+def test_step_size_has_no_default_but_the_chosen(evaluated_run, obs):
+    with pytest.raises(qgf.UserError, match=r"no weight was chosen for gradstep .* `qgf eval"):
+        qgf.load(evaluated_run, method="gradstep").act(obs, key=KEY)
+    evaluated(evaluated_run, 0.7, method="gradstep")
+    assert default_weight(evaluated_run, obs, method="gradstep") == 0.7
+
+
+def test_a_method_that_is_not_tuned_takes_no_weight(run, obs):
+    policy = qgf.load(run, method="bfn")
+    with pytest.raises(qgf.UserError, match="bfn is not tuned by a weight"):
+        policy.act(obs, key=KEY, weight=0.1, samples=2)
+    default = policy.act(obs, key=KEY, samples=2)
+    assert default.tobytes() == policy.act(obs, key=KEY, weight=0.0, samples=2).tobytes()
+
+
+def test_policy_without_critic(policy_run, other_critic, obs):
     policy = qgf.load(policy_run)
     plain = policy.act(obs, key=KEY, weight=0.0)
     for change in ({"weight": 0.1}, {"weight": 0.0, "samples": 2}):
         with pytest.raises(qgf.UserError, match="has no critic"):
             policy.act(obs, key=KEY, **change)
-    train(TASK, data, tmp_path / "both", TINY, seeds=(3, 5), policy=policy_run)
-    both = qgf.load(tmp_path / "both")
+    both = qgf.load(other_critic)
     np.testing.assert_allclose(both.act(obs, key=KEY, weight=0.0), plain, atol=1e-6)
 
 

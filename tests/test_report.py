@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from qgf import commands, evaluate, rollout, video
+from qgf._evaluation import write_evaluation
 from qgf._workers import Workers
 from qgf.errors import UserError
 from qgf.report import _verdict, report
@@ -64,7 +65,8 @@ def evaluated(run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module in (video, rollout):
             patch.setattr(module, "Workers", functools.partial(Workers, max_episode_steps=12))
-        evaluate.evaluate(folder, WEIGHTS, episodes=3, tune_episodes=2, best_of=[2], slots=6)
+        options = {"episodes": 3, "tune_episodes": 2, "best_of": [2], "slots": 6}
+        write_evaluation(folder, evaluate.evaluate(folder, WEIGHTS, **options))
         report(folder)
     return folder
 
@@ -149,7 +151,8 @@ def test_what_is_missing_is_said_and_the_rest_shown(evaluated, tmp_path):
     shutil.copytree(evaluated, run)
     (run / "metrics.jsonl").unlink()
     record = json.loads((run / "config.json").read_text())
-    record["data"]["folder"], record["checksum"] = str(tmp_path / "gone"), "edited"
+    record["data"] |= {"folder": str(tmp_path / "gone"), "relative": "gone"}
+    record["checksum"] = "edited"
     (run / "config.json").write_text(json.dumps(record))
     report(run, video=False)
     page = read(run)
@@ -173,7 +176,7 @@ def test_a_run_that_was_not_evaluated(run):
     ],
 )
 def test_the_verdict_claims_no_more_than_the_interval(weight, interval, says):
-    qgf = {"success": 0.5, "difference": 0.1, "difference_ci95": interval, "episodes": 50}
-    verdict = _verdict({"chosen_weight": weight, "qgf": qgf, "bc": {"success": 0.4}})
+    test = {"success": 0.5, "difference": 0.1, "difference_ci95": interval, "episodes": 50}
+    verdict = _verdict({"qgf": {"weight": weight, "test": test}, "bc": {"test": {"success": 0.4}}})
     assert says in verdict
     assert ("cannot tell" in verdict) == (interval[0] < 0)

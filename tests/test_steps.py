@@ -131,9 +131,6 @@ def test_grids():
 
 def test_evaluations():
     assert Sampler("heun", "uniform", 5).evaluations == 10
-    assert steps.method_of(Sampler("heun", "uniform", 5)).evaluations == (10, 0, 20, 10)
-    assert steps.method_of(Sampler("euler", "quadratic", 4)).evaluations == (4, 0, 8, 4)
-    assert steps.method_of(Sampler("bc", "uniform", 4)).evaluations == (4, 0, 0, 0)
 
 
 def rows(solver, grid, shares, error):

@@ -1,6 +1,6 @@
-import functools
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,15 +10,29 @@ from qgf._workers import Workers
 from qgf.checkpoint import load_learner, load_record
 from qgf.config import Spec
 from qgf.errors import UserError
+from qgf.rollout import Arm, Job
 
 SHAPE = "import imageio.v3 as i, sys; x = i.imread(sys.argv[1], plugin='FFMPEG'); print(x.shape)"
 
 
+class Recording(Workers):
+    """Episodes of at most 12 steps, whose actions are kept."""
+
+    actions: ClassVar[list] = []
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs, max_episode_steps=12)
+
+    def request(self, requests):
+        self.actions += [requests[i][1] for i in sorted(requests) if requests[i][0] == "act"]
+        return super().request(requests)
+
+
 @pytest.fixture
 def short(monkeypatch):
-    """Episodes of at most 12 steps, in filming and evaluation."""
     for module in (video, rollout):
-        monkeypatch.setattr(module, "Workers", functools.partial(Workers, max_episode_steps=12))
+        monkeypatch.setattr(module, "Workers", Recording)
+    Recording.actions.clear()
 
 
 @pytest.fixture
@@ -39,33 +53,46 @@ def film_or_skip(*args, **kwargs):
         pytest.skip(str(error))
 
 
-def test_panels_show_the_evaluated_episode_from_one_start(run, tmp_path, short, takes):
-    weights = (0.0, 50.0)
-    film_or_skip(run, tmp_path / "film.mp4", weights, seed=4, episode=1)
+def test_panels_show_the_evaluated_episode_from_one_start(
+    run, other_critic, tmp_path, short, takes
+):
+    arms = [Arm(), Arm("qgf", 50.0), Arm("bfn", 0.0, 3), Arm("gradstep", 0.5)]
+    networks = {"checkpoint": "20", "critic": other_critic, "critic_checkpoint": "40"}
+    film_or_skip(run, tmp_path / "film.mp4", [*arms, arms[0]], seed=4, episode=1, **networks)
 
     first = [take.pictures[0][video.CAPTION :] for take in takes]
-    np.testing.assert_array_equal(*first)
+    assert len(first) == 4 and all((picture == first[0]).all() for picture in first)
     assert first[0].std() > 10
     last = [take.pictures[-1][video.CAPTION :] for take in takes]
     assert (last[0] != last[1]).any()
 
-    jobs = [rollout.Job(rollout.Arm("qgf", w), 0, "test", 1) for w in weights]
-    learners = {role: load_learner(run, role, seeds=[3]) for role in ("policy", "critic")}
-    spec = Spec(**load_record(run)["spec"])
-    outcomes = rollout.roll_out(load_record(run)["env"], spec, learners, jobs, 2, 2, 4)
-    assert [take.length for take in takes] == [outcomes[job].length for job in jobs] == [12, 12]
+    filmed = Recording.actions[:]
+    Recording.actions.clear()
+    jobs = [Job(arm, 0, "test", 1) for arm in arms]
+    learners = {
+        "policy": load_learner(run, "policy", which="20", seeds=[3]),
+        "critic": load_learner(other_critic, "critic", seeds=[3]),
+    }
+    record = load_record(run)
+    rollout.roll_out(record["env"], Spec(**record["spec"]), learners, jobs, 1, 4, 4)
+    # The film shows all arms at a time, the evaluation plays one after another.
+    assert len(filmed) == len(Recording.actions) == 4 * 3
+    turns = np.array(filmed).reshape(3, 4, 5, 5).swapaxes(0, 1)
+    np.testing.assert_allclose(turns, np.array(Recording.actions).reshape(4, 3, 5, 5), atol=1e-4)
+    assert len({turn[0].tobytes() for turn in turns}) == 4
+    assert [take.length for take in takes] == [12] * 4
 
     out = [sys.executable, "-c", SHAPE, str(tmp_path / "film.mp4")]
     shape = subprocess.run(out, capture_output=True, text=True, check=True).stdout
     pictures = 1 + 3  # at the start, and after 5, 10 and 12 steps
-    size = (video.SIZE + video.CAPTION, 2 * (video.SIZE + video.GAP))
+    size = (video.SIZE + video.CAPTION, 4 * (video.SIZE + video.GAP))
     assert shape.strip() == str((pictures, *size, 3))
 
 
 def test_a_take_that_has_ended_keeps_its_last_picture():
     def take(count):
         pictures = [np.full((2, 2, 3), i, np.uint8) for i in range(count)]
-        return video._Take(rollout.Job(rollout.Arm(), 0, "test", 0), pictures=pictures)
+        return video._Take(Job(Arm(), 0, "test", 0), pictures=pictures)
 
     joined = video._side_by_side([take(2), take(4)])
     assert joined.shape == (4, 2, 4, 3)
@@ -73,17 +100,31 @@ def test_a_take_that_has_ended_keeps_its_last_picture():
     assert joined[:, 0, 2, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_no_rendering_is_explained_and_leaves_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "disable")
-    with pytest.raises(UserError, match=r"cannot render.*MUJOCO_GL=disable.*libEGL"):
-        video.film(run, tmp_path / "film.mp4", (0.0,))
+@pytest.mark.parametrize("backend", ["disable", "nonsense"])
+def test_no_rendering_is_explained_and_leaves_nothing(backend, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    for refused in (
+        lambda: video.film(run, tmp_path / "film.mp4", [Arm()]),
+        lambda: video.check_filming(load_record(run)["env"], tmp_path / "film.mp4"),
+    ):
+        with pytest.raises(UserError, match=rf"cannot render.*MUJOCO_GL={backend}.*libEGL"):
+            refused()
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_backend_that_is_not_there_stops_no_evaluation_without_a_line(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    with (
+        Workers("cube-single-v0", 1, 1) as pool,
+        pytest.raises(UserError, match="MuJoCo does not start with MUJOCO_GL=nonsense"),
+    ):
+        pool.request({0: ("reset", {"seed": 0})})
+
+
 @pytest.mark.parametrize(
-    ("weights", "episode", "match"),
-    [((-1.0,), 0, "weight"), ((0.0,), -1, "episode"), ((), 0, "a weight")],
+    ("arms", "episode", "match"),
+    [([Arm("qgf", -1.0)], 0, "weight"), ([Arm()], -1, "episode"), ([], 0, "an arm")],
 )
-def test_bad_arguments(run, tmp_path, weights, episode, match):
+def test_bad_arguments(run, tmp_path, arms, episode, match):
     with pytest.raises(UserError, match=match):
-        video.film(run, tmp_path / "film.mp4", weights, episode=episode)
+        video.film(run, tmp_path / "film.mp4", arms, episode=episode)

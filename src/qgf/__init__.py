@@ -22,6 +22,7 @@ __all__ = list(_PUBLIC)
 
 # MuJoCo's window library complains in every process of a machine without a screen.
 warnings.filterwarnings("ignore", ".*X11: The DISPLAY environment variable is missing")
+warnings.filterwarnings("ignore", ".*The GLFW library is not initialized")
 
 
 def __getattr__(name: str) -> Any:

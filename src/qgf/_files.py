@@ -59,6 +59,19 @@ def atomic_open(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
                 os.unlink(temporary)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise the UserError that `atomic_open` would raise now; what is at `path` stays."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    with contextlib.suppress(_Enough), atomic_open(path):
+        raise _Enough
+
+
+class _Enough(Exception):
+    """Ends a write that was only tried."""
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -245,14 +258,17 @@ def check_form(value: Any, form: Any, place: str) -> None:
     """Raise a UserError if a record's value has not the given form.
 
     Args:
-        form: a type or tuple of types; [form] for a list of such values; {key: form} for a
-            dictionary that has these keys at least; {str: form} for one of such values.
+        form: a type or tuple of types; [form] for a list of such values, [form, form] for one
+            of two; {key: form} for a dictionary that has these keys at least; {str: form} for
+            one of such values.
         place: how the value is named in the message.
     """
     if isinstance(form, list):
         check_form(value, list, place)
+        if len(form) > 1 and len(value) != len(form):
+            raise UserError(f"{place} has {len(value)} items instead of {len(form)}; it is damaged")
         for i, item in enumerate(value):
-            check_form(item, form[0], f"{place}[{i}]")
+            check_form(item, form[i % len(form)], f"{place}[{i}]")
     elif isinstance(form, dict):
         check_form(value, dict, place)
         every = {key: form[str] for key in value} if str in form else form

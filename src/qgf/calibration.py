@@ -5,21 +5,20 @@ scale Q. u = w · rms(g) / rms(v) does not depend on that: at u = 1 an Euler ste
 far as it flows. (Not in the paper, arXiv 2606.11087, which searches w anew for every domain.)
 """
 
-from pathlib import Path
+import sys
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qgf._files import read_json, write_json
 from qgf._validation import validation_batch
-from qgf.checkpoint import load_learner, load_record, of_seed
+from qgf.checkpoint import of_seed
 from qgf.critic import Critic
 from qgf.errors import UserError
 from qgf.flow import Velocity
 from qgf.guidance import qgf
-from qgf.methods import at_goal
+from qgf.methods import Learners, at_goal
 
 AUTO = 0.2
 """u that served the tasks it was not chosen on (see `qgf study calibration`)"""
@@ -66,37 +65,43 @@ def guidance_scale(
     """Return rms(v) / rms(g), in units of 1/Q: a unitless u is the guidance weight w = u · scale.
 
     Multiplying the critic by c divides the scale by c; adding a constant changes nothing. It is
-    infinite where the critic is constant: there is nothing to guide by.
+    0 where the critic is constant: without a gradient there is nothing to guide by.
 
     Args:
         obs, action, steps: as in `flow_sizes`.
     """
     v, g = flow_sizes(velocity, critic, obs, action, steps)
-    return v / g
+    scale = v / g
+    return jnp.where(jnp.isfinite(scale), scale, 0)
 
 
-def auto_weight(run: Path) -> float:
-    """Return a weight for a run's policy and critic that needs no search: AUTO times its scale.
+def auto_weight(learners: Learners, record: dict) -> float:
+    """Return a weight for a policy and a critic that needs no search: AUTO times their scale.
 
-    The scale is measured once, on the run's validation data (mean over training seeds), and kept
-    in RUN/guidance.json.
+    The scale is the mean over training seeds, but for those whose critic has no gradient. If none
+    has one, the weight is 0, which is said on standard error.
+
+    Args:
+        learners: "policy" and "critic"; their arrays lead with the training-seed axis.
+        record: config.json of the critic's run, at whose validation data they are measured.
 
     Raises:
-        UserError: it was not measured before, and the data are gone or have changed.
+        UserError: the data are gone or have changed.
     """
-    path = Path(run) / "guidance.json"
-    if not path.exists():
-        record = load_record(run)
-        try:
-            batch = validation_batch(record, STATES)
-        except UserError as error:
-            raise UserError(f"{error}; name a weight") from None
-        every = {role: load_learner(run, role) for role in ("policy", "critic")}
-        scales = []
-        for i in range(len(record["seeds"])):
-            learners = at_goal(of_seed(every, i), batch.goal)
-            velocity, critic = learners["policy"].velocity, learners["critic"].critic
-            steps = learners["policy"].config.denoise_steps
-            scales.append(guidance_scale(velocity, critic, batch.obs, batch.action, steps).item())
-        write_json(path, {"scale": sum(scales) / len(scales), "scales": scales})
-    return AUTO * read_json(path)["scale"]
+    try:
+        batch = validation_batch(record, STATES)
+    except UserError as error:
+        raise UserError(f"{error}; name a weight") from None
+    pair = {role: learners[role] for role in ("policy", "critic")}
+    seeds = len(jax.tree.leaves(eqx.filter(pair["policy"], eqx.is_array))[0])
+    scales = []
+    for i in range(seeds):
+        one = at_goal(of_seed(pair, i), batch.goal)
+        velocity, critic = one["policy"].velocity, one["critic"].critic
+        steps = one["policy"].config.denoise_steps
+        scales.append(guidance_scale(velocity, critic, batch.obs, batch.action, steps).item())
+    usable = [scale for scale in scales if scale > 0]
+    if not usable:
+        print("the critic has no gradient, so it does not guide (weight 0)", file=sys.stderr)
+        return 0.0
+    return AUTO * sum(usable) / len(usable)

@@ -29,6 +29,7 @@ from qgf._files import (
     check_form,
     read_record,
     retire,
+    sha256,
     write_record,
 )
 from qgf.config import Config, Spec
@@ -272,23 +273,40 @@ def load_learner(
     borrowed, kind = record["borrowed"].get(name), kinds_held(record).get(name)
     if kind is None:
         raise UserError(f"{run} has no {name}; train one with `qgf train`")
-    if borrowed:
-        folder, digest = run, borrowed.get("sha256")
-    else:
-        folder = find_checkpoint(run, which)
-        digest = digest_of(folder, name)
+    path, digest = _file(run, record, name, which)
     config = Config(**(borrowed or record)["config"])
     spec = Spec(**record["spec"])
     keys = jax.random.split(jax.random.key(0), len(record["seeds"]))
     like = eqx.filter_eval_shape(
         lambda: eqx.filter_vmap(lambda key: LEARNERS[kind].create(spec, config, key))(keys)
     )
-    learner = load_arrays(folder / f"{name}.safetensors", like, digest)
+    learner = load_arrays(path, like, digest)
     missing = [seed for seed in seeds or [] if seed not in record["seeds"]]
     if missing:
         raise UserError(f"{run} has no {name} of seed {missing[0]}; it has {record['seeds']}")
     index = np.array([record["seeds"].index(seed) for seed in seeds or record["seeds"]])
     return of_seed(learner, index)
+
+
+def learner_hash(run: Path, name: str, which: str = "last") -> str:
+    """Return the SHA-256 of the file that `load_learner` reads.
+
+    Raises:
+        UserError: no such run or checkpoint, or the file, whose hash was not noted, is gone.
+    """
+    path, digest = _file(Path(run), load_record(run), name, which)
+    try:
+        return digest or sha256(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _file(run: Path, record: dict, name: str, which: str) -> tuple[Path, str | None]:
+    """Return the file of a learner, and its SHA-256 if that was noted."""
+    if name in record["borrowed"]:
+        return run / f"{name}.safetensors", record["borrowed"][name].get("sha256")
+    folder = find_checkpoint(run, which)
+    return folder / f"{name}.safetensors", digest_of(folder, name)
 
 
 def _is_array(leaf: Any) -> bool:

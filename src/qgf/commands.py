@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ class Collect:
     """of the whole dataset; the same bytes for any number of workers"""
 
     def __call__(self) -> None:
+        from qgf.envs import check_simulator
+
+        check_simulator()
         from qgf.data.collect import collect
 
         val_episodes = -(-self.episodes // 10) if self.val_episodes is None else self.val_episodes
@@ -149,17 +153,26 @@ class Eval:
     seed: int = 0
     """of the environments and the noise"""
     checkpoint: str = "last"
-    """last, best, or a step"""
+    """last, or a step"""
     json: Path | None = None
     """also write the result here (it is always in RUN/eval.json)"""
     video: Path | None = None
-    """also film the policy and the guided policy side by side (mp4)"""
+    """also film the first test episode under every method as chosen, side by side (mp4)"""
 
     def __call__(self) -> None:
         _check_devices()
-        from qgf._files import write_json
-        from qgf.evaluate import evaluate, format_result
+        from qgf._evaluation import write_evaluation
+        from qgf._files import check_writable, write_json
+        from qgf.evaluate import chosen_arms, evaluate, format_result
 
+        # What cannot be kept is said before the work, not after it.
+        if self.json is not None:
+            check_writable(self.json)
+        if self.video is not None:
+            from qgf.checkpoint import load_record
+            from qgf.video import check_filming, film
+
+            check_filming(load_record(self.critic or self.run)["env"], self.video)
         result = evaluate(
             self.run,
             self.weights,
@@ -173,13 +186,28 @@ class Eval:
             seed=self.seed,
             checkpoint=self.checkpoint,
         )
+        print(format_result(result), flush=True)
+        unwritten = None
+        try:
+            write_evaluation(self.run, result)
+        except UserError as error:
+            unwritten = error
         if self.json is not None:
             write_json(self.json, result)
-        print(format_result(result))
+            if unwritten is not None:
+                print(f"qgf: {unwritten}; the result is in {self.json}", file=sys.stderr)
+        elif unwritten is not None:
+            raise unwritten
         if self.video is not None:
-            from qgf.video import film
-
-            film(self.run, self.video, weights=(0.0, result["chosen_weight"]), seed=self.seed)
+            film(
+                self.run,
+                self.video,
+                chosen_arms(result),
+                critic=self.critic,
+                seed=self.seed,
+                checkpoint=str(result["checkpoint"]),
+                critic_checkpoint=str(result["critic_checkpoint"]),
+            )
             print(f"video: {self.video}")
 
 
@@ -233,7 +261,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Methods:
-    """List all methods: what they train, what an action costs, and the idea."""
+    """List all methods: what they train, what they are tuned by, and the idea."""
 
     def __call__(self) -> None:
         from qgf.methods import format_methods

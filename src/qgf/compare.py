@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from qgf._costs import flops, milliseconds
+from qgf._costs import count, milliseconds
+from qgf._evaluation import choose
 from qgf._files import read_json, write_json
 from qgf.checkpoint import of_seed
 from qgf.config import Config
 from qgf.data.manifest import load_manifest
 from qgf.envs import EnvName
 from qgf.errors import UserError, check_counts, check_seed
-from qgf.evaluate import choose, figures
+from qgf.evaluate import figures
 from qgf.leaderboard import leaderboard, write_leaderboard
 from qgf.methods import canonical, find_method, kinds_of, settings
 from qgf.protocol import (
@@ -87,7 +88,8 @@ def compare(
         _evaluate(plan, tasks, "test", tests)
         for name, row in chosen.items():
             entries += [_entry(plan, name, env, row) for env in tasks]
-    costs = {name: _cost(plan, name, envs[0]) for name in names}
+    sizes = {_size(env): env for env in reversed(envs)}
+    costs = {size: {name: _cost(plan, name, env) for name in names} for size, env in sizes.items()}
     result = leaderboard(entries, costs, plan.facts()) | {"settings": searched}
     write_leaderboard(plan.out, result)
     return result
@@ -137,21 +139,27 @@ def _evaluate(
         run_episodes(plan, env, split, variants)
 
 
+def _size(env: str) -> str:
+    """Return what environments have in common whose networks are of one size."""
+    name = EnvName.parse(env)
+    return env if name.oraclerep else name.dataset
+
+
 def _cost(plan: Plan, name: str, env: str) -> dict:
     """Return what an action and the training of a method cost, measured once and kept."""
-    method = find_method(name)
-    path = plan.out / "costs" / f"{name}.json"
+    method, sizes = find_method(name), spec(plan, env)
+    path = plan.out / "costs" / _size(env) / f"{name}.json"
     if path.exists():
         return read_json(path)
     one = of_seed(learners(plan, name, env), slice(1))
     weight, samples = settings(name)[-1]
-    act = actor(method, samples, one, spec(plan, env), 0)
+    act = actor(method, samples, one, sizes, 0)
     runs = {run_folder(plan, source(method, name, role), env) for role in kinds_of(method)}
     seconds = [run / "seconds.json" for run in runs]
     known = all(file.exists() for file in seconds)
     cost = {
-        "ms": {str(n): milliseconds(act, spec(plan, env), weight, n) for n in (1, 50)},
-        "flops": samples * flops(method, one),
+        "ms": {str(n): milliseconds(act, sizes, weight, n) for n in (1, 50)},
+        "flops": sum(count(method, of_seed(one, 0), sizes, weight, samples)),
         "train_seconds": sum(map(read_json, seconds)) / len(plan.seeds) if known else None,
     }
     write_json(path, cost)

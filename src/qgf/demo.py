@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from qgf._files import read_json
+from qgf._evaluation import read_evaluation, write_evaluation
 from qgf.checkpoint import list_checkpoints
 from qgf.config import PRESETS
 from qgf.data.collect import collect
@@ -76,20 +76,17 @@ def _heading(number: int, text: str) -> None:
 
 def _evaluate(run: Path, workers: int) -> dict:
     """Return the evaluation, from RUN/eval.json when that is the one asked for."""
-    path = run / "eval.json"
     wanted = {
         "checkpoint": CONFIG.steps,
         "seed": SEED,
         "episodes": {"tune": TUNE_EPISODES, "test": TEST_EPISODES},
     }
-    if path.exists():
-        old = read_json(path)
-        weights = [row["weight"] for row in old["weights"]]
-        samples = [row["samples"] for row in old["methods"]["bfn"]["settings"]]
+    if (run / "eval.json").exists():
+        old = read_evaluation(run)
         same = all(old[name] == value for name, value in wanted.items())
-        if same and weights == sorted(WEIGHTS) and samples == [BEST_OF]:
+        if same and _settings(old) == [(w, 1) for w in sorted(WEIGHTS)] + [(0.0, BEST_OF)]:
             return old
-    return evaluate(
+    result = evaluate(
         run,
         WEIGHTS,
         episodes=TEST_EPISODES,
@@ -99,25 +96,34 @@ def _evaluate(run: Path, workers: int) -> dict:
         seed=SEED,
         checkpoint=str(CONFIG.steps),
     )
+    write_evaluation(run, result)
+    return result
+
+
+def _settings(result: dict) -> list[tuple[float, int]]:
+    methods = [result["methods"].get(name, {"settings": []}) for name in ("qgf", "bfn")]
+    return [(row["weight"], row["samples"]) for found in methods for row in found["settings"]]
 
 
 def _table(run: Path, result: dict) -> str:
     policy = Policy(run, checkpoint=str(result["checkpoint"]))
-    chosen = result["chosen_weight"]
+    bc, best, qgf = (result["methods"][name] for name in ("bc", "bfn", "qgf"))
+    chosen = qgf["weight"]
     rows = [
-        ("BC", result["bc"], _latency(policy, 0.0)),
-        (f"best of {BEST_OF}", result["methods"]["bfn"]["test"], _latency(policy, 0.0, BEST_OF)),
-        (f"QGF, w = {chosen:g}", result["qgf"], _latency(policy, chosen)),
+        ("BC", bc["test"], _latency(policy, 0.0)),
+        (f"best of {BEST_OF}", best["test"], _latency(policy, 0.0, BEST_OF)),
+        (f"QGF, w = {chosen:g}", qgf["test"], _latency(policy, chosen)),
     ]
     lines = [f"{'':16} {'success':>8} {'95% interval':>16} {'ms per call':>12}"]
     for name, figures, latency in rows:
         low, high = figures["ci95"]
         interval = f"{low:.1%} {high:.1%}"
         lines.append(f"{name:16} {figures['success']:8.1%} {interval:>16} {latency:12.1f}")
-    low, high = result["qgf"]["difference_ci95"]
+    gain = qgf["test"]
+    low, high = gain["difference_ci95"]
     lines.append(
-        f"QGF - BC: {result['qgf']['difference']:+.1%} (95% interval {low:+.1%} to {high:+.1%}, "
-        f"{result['qgf']['episodes']} paired episodes)"
+        f"QGF - BC: {gain['difference']:+.1%} (95% interval {low:+.1%} to {high:+.1%}, "
+        f"{gain['episodes']} paired episodes)"
     )
     return "\n".join(lines)
 

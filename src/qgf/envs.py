@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import os
 import re
 from typing import Any
 
@@ -102,9 +103,10 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env:
             `max_episode_steps`.
 
     Raises:
-        UserError: no such environment.
+        UserError: no such environment, or MuJoCo does not start.
     """
     parsed = EnvName.parse(name)
+    check_simulator()
     # OGBench takes seconds to import; names can be read without it.
     from qgf import _manipspace, _manipspace_buttons
 
@@ -134,3 +136,15 @@ def state_widths(env: gymnasium.Env) -> dict[str, int]:
     }
     buttons = getattr(base, "_num_buttons", 0)
     return widths | ({"button_states": buttons} if buttons else {})
+
+
+def check_simulator() -> None:
+    """Raise a UserError if MuJoCo cannot be imported, as with a MUJOCO_GL that is not there."""
+    try:
+        import mujoco  # noqa: F401
+    except Exception as error:
+        backend = os.environ.get("MUJOCO_GL", "")
+        raise UserError(
+            f"MuJoCo does not start with MUJOCO_GL={backend} ({error}); set MUJOCO_GL=egl, or "
+            "MUJOCO_GL=disable where nothing is to be rendered"
+        ) from None

@@ -6,21 +6,21 @@ a method is tuned by is chosen on one set of episodes and reported on another.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from qgf._files import write_json
+from qgf._evaluation import choose
 from qgf.calibration import auto_weight
 from qgf.checkpoint import find_checkpoint, load_record
 from qgf.config import Spec
 from qgf.envs import EnvName
 from qgf.errors import UserError, check_counts, check_seed
-from qgf.methods import GUIDANCE, Method, canonical, find_method, settings
-from qgf.policy import load_learners
+from qgf.methods import Method, canonical, find_method, settings
+from qgf.policy import learner_hashes, load_learners
 from qgf.rollout import GOALS, SPLITS, Arm, Job, Outcome, make_jobs, roll_out
 from qgf.statistics import paired_difference, wilson_interval
 
@@ -39,7 +39,7 @@ def evaluate(
     seed: int = 0,
     checkpoint: str = "last",
 ) -> dict:
-    """Evaluate methods on a run and return (and write to RUN/eval.json) the result.
+    """Evaluate methods on a run and return the result, which `write_evaluation` keeps.
 
     Args:
         weights: for every method that has one; by default `qgf.calibration.auto_weight` for
@@ -55,10 +55,11 @@ def evaluate(
         workers: environment processes.
         slots: episodes that run at a time.
         seed: of the environments and the noise.
+        checkpoint: "last" or a step's number.
 
     Raises:
         UserError: no such method, run or checkpoint, a run without task or without what a
-            method needs, a bad weight.
+            method needs, a bad weight, or weights for methods that have none.
     """
     tune_episodes = episodes if tune_episodes is None else tune_episodes
     counts = {"episodes": episodes, "tune_episodes": tune_episodes}
@@ -68,6 +69,8 @@ def evaluate(
     check_seed("the evaluation's seed", seed)
     weights = None if weights is None else checked_weights(weights)
     named = _named(methods, best_of)
+    if weights is not None and not any(method.weights for method in named.values()):
+        raise UserError(f"{', '.join(named)}: not tuned by a weight; leave --weights out")
     record = load_record(run)
     judge = record if critic is None else load_record(critic)
     env, spec = judge["env"], Spec(**judge["spec"])
@@ -76,26 +79,29 @@ def evaluate(
             f"{run} has no critic, so there is no task to evaluate; train one with "
             f"`qgf train --env …-singletask-taskN-v0 --policy {run}`"
         )
-    step = int(find_checkpoint(run, checkpoint).name)
+    # As numbers, so that all is read from the same checkpoints while a training goes on.
+    which = find_checkpoint(run, checkpoint).name
+    critic_which = which if critic is None else find_checkpoint(critic).name
     goals = GOALS if spec.goal else 1
     counts = {"tune": tune_episodes * goals, "test": episodes * goals}
-    learners = load_learners(run, [*named], which=str(step), critic=critic)
-    arms = _arms(named, weights, best_of, partial(auto_weight, critic or run))
+    sources = {"which": which, "critic": critic, "critic_which": critic_which}
+    learners = load_learners(run, [*named], **sources)
+    arms = _arms(named, weights, best_of, cache(lambda: auto_weight(learners, judge)))
     every = list(dict.fromkeys(arm for group in arms.values() for arm in group))
     jobs = make_jobs(every, len(record["seeds"]), counts)
     outcomes = roll_out(env, spec, learners, jobs, workers, slots, seed)
-    result = {
+    return {
         "env": env,
         "run": str(run),
         "critic": None if critic is None else str(critic),
-        "checkpoint": step,
+        "checkpoint": int(which),
+        "critic_checkpoint": int(critic_which),
+        "learners": learner_hashes(run, learners, **sources),
         "training_seeds": record["seeds"],
         "seed": seed,
         "episodes": counts,
         **_summary(outcomes, arms, goals),
     }
-    write_json(Path(run) / "eval.json", result)
-    return result
 
 
 def _named(names: Sequence[str], best_of: Sequence[int]) -> dict[str, Method]:
@@ -118,15 +124,29 @@ def _arms(
     """
     arms = {"bc": [Arm()]} if any("policy" in m.roles for m in methods.values()) else {}
     for name, method in methods.items():
-        mine = [auto()] if weights is None and method.weights == GUIDANCE else weights
-        arms[name] = [Arm(name, *setting) for setting in settings(name, mine, best_of)]
-        if method.weights and "policy" in method.roles:
-            # Unguided it is the policy as it was cloned, whose episodes serve all methods.
-            arms[name] = [
-                Arm() if arm.weight == 0 and arm.samples == 1 else arm
-                for arm in [*arms[name], Arm()]
-            ]
+        mine = [auto()] if weights is None and method.guided else weights
+        arms[name] = [_arm(name, *setting) for setting in settings(name, mine, best_of)]
+        if _cloned(method):
+            arms[name].append(Arm())
     return {name: list(dict.fromkeys(group)) for name, group in arms.items()}
+
+
+def _arm(name: str, weight: float, samples: int) -> Arm:
+    """Return a way to act; unguided, that of the policy, whose episodes serve all methods."""
+    plain = weight == 0 and samples == 1 and _cloned(find_method(name))
+    return Arm() if plain else Arm(name, weight, samples)
+
+
+def _cloned(method: Method) -> bool:
+    """Whether a method is at weight 0 the policy as it was cloned."""
+    return bool(method.weights) and "policy" in method.roles
+
+
+def chosen_arms(result: dict) -> list[Arm]:
+    """Return how an evaluation's methods act with the settings chosen for them, each once."""
+    methods = result["methods"].items()
+    arms = (_arm(name, found["weight"], found["samples"]) for name, found in methods)
+    return list(dict.fromkeys(arms))
 
 
 def checked_weights(weights: Sequence[float]) -> list[float]:
@@ -164,14 +184,6 @@ def figures(data: Float[np.ndarray, "seed episode 4"]) -> dict:
         "success_per_seed": wins.mean(1).tolist(),
         "fallbacks": int(data[..., 3].sum()),
     }
-
-
-def choose(rows: Sequence[dict]) -> dict:
-    """Return the row with the best tune episodes.
-
-    Ties go to the higher return, then to the smaller weight, which stays nearer the data.
-    """
-    return max(rows, key=lambda r: (r["tune"]["success"], r["tune"]["return"], -r["weight"]))
 
 
 def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: int = 1) -> dict:
@@ -222,14 +234,16 @@ def format_result(result: dict) -> str:
     for name, method in result["methods"].items():
         for row in method["settings"]:
             test, (low, high) = row["test"], row["test"]["ci95"]
+            what = label(name, row["weight"], row["samples"])
             lines.append(
-                f"{_label(name, row):>34} {row['tune']['success']:8.1%} {test['success']:8.1%} "
+                f"{what:>34} {row['tune']['success']:8.1%} {test['success']:8.1%} "
                 f"{f'{low:.1%} {high:.1%}':>15} {test['return']:9.1f} {test['length']:7.1f}"
             )
         if "difference" in method["test"]:
             low, high = method["test"]["difference_ci95"]
             chosen.append(
-                f"chosen {_label(name, method)}: {method['test']['difference']:+.1%} over BC "
+                f"chosen {label(name, method['weight'], method['samples'])}: "
+                f"{method['test']['difference']:+.1%} over BC "
                 f"on {method['test']['episodes']} paired test episodes "
                 f"(95% interval {low:+.1%} to {high:+.1%})"
             )
@@ -241,6 +255,11 @@ def format_result(result: dict) -> str:
     return "\n".join([*lines, *chosen])
 
 
-def _label(name: str, row: dict) -> str:
-    weight = f" {find_method(name).tuned} = {row['weight']:g}" if find_method(name).weights else ""
-    return name + weight + (f" of {row['samples']}" if row["samples"] > 1 else "")
+def label(name: str, weight: float, samples: int) -> str:
+    """Return what to call a method with a setting, e.g. "qgf+bfn w = 0.03 of 4"."""
+    method = find_method(name)
+    return (
+        name
+        + (f" {method.tuned} = {weight:g}" if method.weights else "")
+        + (f" of {samples}" if samples > 1 else "")
+    )

@@ -42,8 +42,9 @@ DIFFERENCE_NOTE = (
 OVERALL_NOTE = (
     "P(QGF > it): how often a training of QGF beats one of this method, ties counting half, "
     "averaged over the tasks that both have (arXiv 2108.13264); 50% is no difference. Intervals "
-    "of the same bootstrap. FLOPs: matrix products of one action, in millions. Training: seconds "
-    "of one seed, with all that it needs."
+    "of the same bootstrap. Costs are means over the domains. MFLOPs: floating-point operations of "
+    "one action, in millions, counted in the traced program. Training: seconds of one seed, with "
+    "all that it needs."
 )
 
 # Many narrow columns, in which no word or number is broken.
@@ -61,7 +62,7 @@ class Section(NamedTuple):
     note: str
 
 
-def leaderboard(entries: list[dict], costs: dict[str, dict], facts: dict) -> dict:
+def leaderboard(entries: list[dict], costs: dict[str, dict[str, dict]], facts: dict) -> dict:
     """Return all figures of a comparison, ready for JSON.
 
     Aggregates of a method are over the tasks it has; two methods are compared on their common
@@ -72,7 +73,8 @@ def leaderboard(entries: list[dict], costs: dict[str, dict], facts: dict) -> dic
         entries: one for each environment and method: "env", "method", "weight", "samples",
             "episodes" (success of [training seed][test episode]; all methods of an environment
             have the same seeds and episodes), "returns" (same shape), "fallbacks", "tune".
-        costs: of each method "ms" per call by batch size, "flops" per action, "train_seconds".
+        costs: of each domain (by data set, or by environment where it has goals) and method "ms"
+            per call by batch size, "flops" per action, "train_seconds".
         facts: what else a reader should know.
     """
     random = np.random.default_rng(0)
@@ -198,15 +200,17 @@ def _overall(result: dict) -> Section:
     head = ["method", "tasks", "mean", "IQM", "P(QGF > it)", "ms, batch 1", "ms, batch 50"]
     rows = []
     for name in result["methods"]:
-        figures, cost = result["overall"][name], result["costs"][name]
+        figures = result["overall"][name]
+        costs = [found[name] for found in result["costs"].values() if name in found]
         better = _percent(figures, "qgf_improves") if "qgf_improves" in figures else "–"
         if figures.get("qgf_improves_tasks", figures["tasks"]) != figures["tasks"]:
             better += f", {figures['qgf_improves_tasks']} tasks"
         count = f"{figures['tasks']} of {len(result['tasks'])}"
         row = [name, count, _percent(figures, "mean"), _percent(figures, "iqm"), better]
-        measured = [cost["ms"].get("1"), cost["ms"].get("50"), cost["flops"] / 1e6]
-        row += map(_number, [*measured, cost["train_seconds"]])
-        rows.append(row)
+        measured = [[cost["ms"].get(batch) for cost in costs] for batch in ("1", "50")]
+        measured.append([cost["flops"] / 1e6 for cost in costs])
+        measured.append([cost["train_seconds"] for cost in costs])
+        rows.append([*row, *(_number(_mean(values)) for values in measured)])
     return Section("All tasks", [*head, "MFLOPs", "training, s"], rows, OVERALL_NOTE)
 
 
@@ -238,6 +242,12 @@ def _points(figures: dict) -> str:
     # Rounded to integers, as -0.2 would be formatted as -0.
     values = (round(100 * v) for v in (figures["difference"], *figures["difference_ci95"]))
     return "{:+d} ({:+d} to {:+d})".format(*values)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Return the mean, which is unknown where a value is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Every method by name: what it needs, how it acts, what it costs. A new one is one line here."""
+"""Every method by name: what it needs and how it acts. A new one is one line here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,8 +44,8 @@ class Method:
     Attributes:
         roles: the learners it acts with.
         weights, samples: values searched by default; without weights there is nothing to tune.
-        evaluations: network evaluations of one sample at T = 10 and 25 action dimensions:
-            policy forward and backward, critic forward and backward.
+        guided: its weight multiplies ∇Q along the policy's flow, so that
+            `qgf.calibration.auto_weight` fits it.
         critic: kind of the critic trained beside it.
         stochastic: it draws noise at every denoising step, not only at the first.
     """
@@ -53,10 +53,10 @@ class Method:
     kind: Kind
     roles: tuple[str, ...]
     act: Act
-    evaluations: tuple[int, int, int, int]
     idea: str
     reference: str
     tuned: str = "w"
+    guided: bool = False
     weights: tuple[float, ...] = ()
     samples: tuple[int, ...] = (1,)
     paper: str = ""
@@ -176,6 +176,7 @@ _test_time = partial(
     "test-time",
     ("policy", "critic"),
     reference=QGF_PAPER,
+    guided=True,
     weights=GUIDANCE,
     paper=PAPER_GUIDANCE,
 )
@@ -186,7 +187,6 @@ def _best_of(samples: int) -> Method:
         "test-time",
         ("policy", "critic"),
         unguided("policy"),
-        (10, 0, 2, 0),
         "of N cloned actions the one with the highest Q",
         QGF_PAPER,
         samples=(samples,),
@@ -195,7 +195,12 @@ def _best_of(samples: int) -> Method:
 
 
 _extra = partial(
-    Method, "extra network", reference=QGF_PAPER, weights=GUIDANCE, paper=PAPER_GUIDANCE
+    Method,
+    "extra network",
+    reference=QGF_PAPER,
+    guided=True,
+    weights=GUIDANCE,
+    paper=PAPER_GUIDANCE,
 )
 _trained = partial(Method, "train-time")
 
@@ -204,51 +209,39 @@ METHODS: dict[str, Method] = {
         "test-time",
         ("policy",),
         unguided("policy"),
-        (10, 0, 0, 0),
         "the flow policy as it was cloned",
         "arXiv 2210.02747",
     ),
-    "qgf": _test_time(_estimator("qgf"), (10, 0, 20, 10), "∇Q at the one-step clean action, J = I"),
-    "qfql": _test_time(_estimator("qfql"), (10, 0, 20, 10), "∇Q at the noisy action itself"),
-    "bptt": _test_time(
-        _estimator("bptt"), (55, 55, 20, 10), "∇Q through the whole remaining Euler chain"
-    ),
-    "qgf-chain": _test_time(
-        _estimator("qgf-chain"), (55, 0, 20, 10), "∇Q at the end of the Euler chain, J = I"
-    ),
-    "qgf-jacobian": _test_time(
-        _estimator("qgf-jacobian"), (10, 10, 20, 10), "QGF with the one-step Jacobian"
-    ),
+    "qgf": _test_time(_estimator("qgf"), "∇Q at the one-step clean action, J = I"),
+    "qfql": _test_time(_estimator("qfql"), "∇Q at the noisy action itself"),
+    "bptt": _test_time(_estimator("bptt"), "∇Q through the whole remaining Euler chain"),
+    "qgf-chain": _test_time(_estimator("qgf-chain"), "∇Q at the end of the Euler chain, J = I"),
+    "qgf-jacobian": _test_time(_estimator("qgf-jacobian"), "QGF with the one-step Jacobian"),
     "qgf-jacobian-regularized": _test_time(
-        _estimator("qgf-jacobian-regularized"), (10, 10, 20, 10), "that Jacobian halfway to I"
+        _estimator("qgf-jacobian-regularized"), "that Jacobian halfway to I"
     ),
     "qgf-jacobian-ortho": _test_time(
         _estimator("qgf-jacobian-ortho"),
-        (10, 250, 20, 10),
         "the orthogonal matrix nearest to that Jacobian",
     ),
     "qgf-jacobian-smooth": _test_time(
         _estimator("qgf-jacobian-smooth"),
-        (90, 80, 20, 10),
         "that Jacobian averaged over perturbed actions",
     ),
     "bfn": _best_of(16),
     "bfn-4": _best_of(4),
     "qgf+bfn": _test_time(
         _estimator("qgf"),
-        (10, 0, 22, 10),
         "of N guided actions the one with the highest Q",
         samples=(4,),
     ),
     "qgf-bootstrapped": _test_time(
         _estimator("qgf"),
-        (10, 0, 20, 10),
         "qgf with the bootstrapped critic of qam",
         critic="bootstrapped",
     ),
     "qgf-monte-carlo": _test_time(
         _estimator("qgf"),
-        (10, 0, 20, 10),
         "qgf with a critic of the data's own returns",
         critic="monte-carlo",
     ),
@@ -256,7 +249,6 @@ METHODS: dict[str, Method] = {
         "test-time",
         ("policy", "critic"),
         partial(_gradstep, steps=3),
-        (10, 0, 6, 3),
         "gradient ascent on Q from a cloned action, 3 steps of size α",
         "arXiv 2412.06685",
         tuned="α",
@@ -266,26 +258,22 @@ METHODS: dict[str, Method] = {
     "robust-q": _extra(
         ("policy", "critic", "robust-q"),
         guided(lambda learners: learners["robust-q"].estimator),
-        (10, 0, 10, 10),
         "∇ of a Q trained on noisy actions, at the noisy action",
     ),
     "qgf-distill": _extra(
         ("policy", "critic", "distill"),
         guided(lambda learners: learners["distill"].chain),
-        (20, 0, 20, 10),
         "qgf-chain with the chain distilled into one network",
     ),
     "qgf-jacobian-distill": _extra(
         ("policy", "critic", "distill"),
         guided(lambda learners: learners["distill"].jacobian),
-        (20, 10, 20, 10),
         "the same with that network's Jacobian",
     ),
     "cfgrl": Method(
         "extra network",
         ("cfgrl",),
         _branches,
-        (20, 0, 0, 0),
         "a flow's branch for positive advantages against its unconditional one",
         "arXiv 2505.23458",
         weights=(1.0, 2.0, 3.0, 5.0),
@@ -294,7 +282,6 @@ METHODS: dict[str, Method] = {
     "fql": _trained(
         ("fql",),
         _one_step,
-        (1, 0, 0, 0),
         "a one-step actor near the cloned flow that maximizes Q",
         "arXiv 2502.02538",
         paper="bc_weight 1000 (scene 300)",
@@ -302,7 +289,6 @@ METHODS: dict[str, Method] = {
     "edp": _trained(
         ("edp",),
         unguided("edp"),
-        (10, 0, 0, 0),
         "a flow that is cloned and maximizes Q at its one-step clean action",
         "arXiv 2305.20081",
         paper="bc_weight 100 (puzzle-4x4, cube-quadruple 300, scene 30)",
@@ -310,7 +296,6 @@ METHODS: dict[str, Method] = {
     "qam": _trained(
         ("qam",),
         unguided("qam"),
-        (10, 0, 0, 0),
         "a flow fine-tuned by adjoint matching through the cloned flow",
         "arXiv 2601.14234",
         paper="temperature 0.1",
@@ -318,7 +303,6 @@ METHODS: dict[str, Method] = {
     "qam-bootstrapped": _trained(
         ("qam",),
         unguided("qam"),
-        (10, 0, 0, 0),
         "qam with a critic that bootstraps from its own actions",
         "arXiv 2601.14234",
         paper="temperature 0.1",
@@ -327,7 +311,6 @@ METHODS: dict[str, Method] = {
     "dac": _trained(
         ("dac",),
         _diffusion("dac"),
-        (10, 0, 0, 0),
         "a diffusion policy whose noise prediction is pushed along ∇Q",
         "arXiv 2405.20555",
         paper="bc_weight 100 (puzzle-4x4 300)",
@@ -336,7 +319,6 @@ METHODS: dict[str, Method] = {
     "qsm-bc": _trained(
         ("qsm-bc",),
         _diffusion("qsm-bc"),
-        (10, 0, 0, 0),
         "a diffusion policy that is cloned and matches the score ∇Q",
         "arXiv 2312.11752",
         paper="temperature 0.1, bc_weight 10",
@@ -349,10 +331,9 @@ ALIASES = {"ood": "qfql"}
 
 def format_methods() -> str:
     """Return a table of all methods, as `qgf methods` prints it."""
-    head = ("method", "kind", "trains", "policy + critic", "tuned by", "idea", "reference")
+    head = ("method", "kind", "trains", "tuned by", "idea", "reference")
     rows = [head]
     for name, method in METHODS.items():
-        forward, backward, q_forward, q_backward = method.evaluations
         tuned = [method.tuned + " of " + ", ".join(f"{w:g}" for w in method.weights)]
         tuned = tuned if method.weights else []
         if method.samples != (1,):
@@ -364,7 +345,6 @@ def format_methods() -> str:
                 name,
                 method.kind,
                 ", ".join(kinds_of(method).values()),
-                f"{forward} + {backward}, {q_forward} + {q_backward}",
                 "; ".join(tuned),
                 method.idea,
                 method.reference,
@@ -372,7 +352,4 @@ def format_methods() -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    note = (
-        "network evaluations of one sample, forward + backward, at T = 10 and 25 action dimensions"
-    )
-    return "\n".join(line.rstrip() for line in [*lines, "", f"policy + critic: {note}"])
+    return "\n".join(line.rstrip() for line in lines)

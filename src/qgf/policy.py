@@ -1,6 +1,6 @@
 """A trained run as a policy: `load(RUN).act(obs, key=…, weight=…)`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qgf._files import read_json
+from qgf._evaluation import choose, read_evaluation
 from qgf.calibration import auto_weight
-from qgf.checkpoint import kinds_held, load_learner, load_record, of_seed
+from qgf.checkpoint import (
+    find_checkpoint,
+    kinds_held,
+    learner_hash,
+    load_learner,
+    load_record,
+    of_seed,
+)
 from qgf.config import Spec
 from qgf.envs import EnvName
 from qgf.errors import UserError
 from qgf.flow import FAILED, Sampled, checked_count, refuse_failed
 from qgf.learners import Learner
-from qgf.methods import GUIDANCE, Learners, Method, at_goal, find_method
+from qgf.methods import Learners, Method, at_goal, canonical, find_method
 from qgf.search import highest_q_counting
 
 
@@ -63,12 +70,15 @@ def load_learners(
     which: str = "last",
     seeds: list[int] | None = None,
     critic: Path | None = None,
+    critic_which: str = "last",
     choose: bool = False,
 ) -> Learners:
     """Return the learners of a run that the named methods act with, by role.
 
     Args:
+        which: "last" or a step's number.
         critic: another run, whose critic takes the place of the run's own.
+        critic_which: checkpoint of that other run.
         choose: the critic is needed too, to choose among samples.
 
     Raises:
@@ -82,12 +92,21 @@ def load_learners(
     learners = {}
     for role, name in wanted.items():
         if role == "critic" and critic is not None:
-            learners[role] = _other_critic(critic, record, seeds)
+            learners[role] = _other_critic(critic, critic_which, record, seeds)
         elif role in kinds_held(record):
             learners[role] = load_learner(run, role, which=which, seeds=seeds)
         else:
             raise UserError(f"{run} has no {role}, which {name} needs; {_how(run, record, name)}")
     return learners
+
+
+def learner_hashes(
+    run: Path, roles: Iterable[str], which: str, critic: Path | None, critic_which: str
+) -> dict[str, str]:
+    """Return the SHA-256 of the files that `load_learners` reads, by role."""
+    theirs = {"critic": (critic, critic_which)} if critic is not None else {}
+    sources = {role: theirs.get(role, (run, which)) for role in roles}
+    return {role: learner_hash(folder, role, at) for role, (folder, at) in sources.items()}
 
 
 def _how(run: Path, record: dict, name: str) -> str:
@@ -96,7 +115,7 @@ def _how(run: Path, record: dict, name: str) -> str:
     return f"train it with `qgf train --env …-singletask-taskN-v0 --policy {run} --out …`"
 
 
-def _other_critic(run: Path, record: dict, seeds: list[int]) -> Learner:
+def _other_critic(run: Path, which: str, record: dict, seeds: list[int]) -> Learner:
     other = load_record(run)
     # A run of the policy alone, or one for goals, takes any critic of its domain.
     free = not EnvName.parse(record["env"]).singletask
@@ -106,7 +125,7 @@ def _other_critic(run: Path, record: dict, seeds: list[int]) -> Learner:
             f"the critic of {run} is of {other['env']} with {other['spec']}, "
             f"the run of {record['env']} with {record['spec']}"
         )
-    return load_learner(run, "critic", seeds=seeds)
+    return load_learner(run, "critic", which=which, seeds=seeds)
 
 
 def _numbers(x: Any, what: str) -> Float[np.ndarray, "..."]:
@@ -154,21 +173,27 @@ class Policy:
         """
         self.run = Path(run)
         record = load_record(self.run)
-        self._judge = self.run if critic is None else Path(critic)  # whose critic guides
-        judge = load_record(self._judge)
-        self.env, self.spec = judge["env"], Spec(**judge["spec"])
-        has_critic = critic is not None or "critic" in kinds_held(record)
-        self.name = method or (record["method"] if has_critic else "bc")
+        other = None if critic is None else Path(critic)
+        self._judge = record if other is None else load_record(other)  # whose critic guides
+        self.env, self.spec = self._judge["env"], Spec(**self._judge["spec"])
+        has_critic = other is not None or "critic" in kinds_held(record)
+        self.name = canonical(method or (record["method"] if has_critic else "bc"))
         self._method = find_method(self.name)
+        # As numbers, so that all is read from the same checkpoints while a training goes on.
+        which = find_checkpoint(self.run, checkpoint).name
+        critic_which = which if other is None else find_checkpoint(other).name
         learners = load_learners(
             self.run,
             [self.name],
-            which=checkpoint,
+            which=which,
             seeds=record["seeds"][:1] if seed is None else [seed],
-            critic=None if critic is None else Path(critic),
+            critic=other,
+            critic_which=critic_which,
             choose=has_critic,
         )
+        self._hashes = learner_hashes(self.run, learners, which, other, critic_which)
         self._learners = of_seed(learners, 0)
+        self._defaults: dict[int, float] = {}  # weights by number of samples
 
     def act(
         self,
@@ -185,17 +210,19 @@ class Policy:
             key: a JAX key; the same key gives the same actions.
             goal: where the critic is to lead, one or one per row, if it was trained on goals:
                 as `env.reset` gives it in info["goal"]. It may be another at every call.
-            weight: guidance weight (or what else the method is tuned by), one or one per row;
-                by default what `qgf eval` chose for this run, else for a guided flow
-                `qgf.calibration.auto_weight`. For a guided flow 0 is the policy as it was
-                cloned.
+            weight: guidance weight (or what else the method is tuned by), one or one per row.
+                By default the one that `qgf eval` chose for these very networks, this method and
+                as many samples; else, for a guided flow, `qgf.calibration.auto_weight`. For a
+                guided flow 0 is the policy as it was cloned. A method that is not tuned takes
+                none, or 0.
             samples: of so many samples the one with the highest Q is returned.
 
         Raises:
             UserError: an observation or goal of another size or not finite, a goal missing or
-                not asked for, a weight below 0, no critic to guide or choose with, or no weight
-                given nor chosen; an observation so far from those of training that the
-                networks' numbers overflow, which is named.
+                not asked for, a weight below 0 or one the method does not take, no critic to
+                guide or choose with, no weight given nor chosen, or RUN/eval.json is damaged; an
+                observation so far from those of training that the networks' numbers overflow,
+                which is named.
         """
         obs = _numbers(obs, "an observation")
         if obs.shape[-1:] != (self.spec.obs,) or not np.isfinite(obs).all():
@@ -204,9 +231,11 @@ class Policy:
                 + ("" if np.isfinite(obs).all() else " with NaN or infinity")
             )
         checked_count(samples, "samples")
-        weights = self._weights(weight, obs.shape[:-1]).ravel()
+        weights = self._weights(weight, samples, obs.shape[:-1]).ravel()
         if "critic" not in self._learners and (weights.any() or samples > 1):
             raise UserError(f"{self.run} has no critic, so only weight 0 and one sample work")
+        if weights.any() and not self._method.weights:
+            raise UserError(f"{self.name} is not tuned by a weight; leave it out")
         goals = self._goals(goal, obs.shape[:-1], bool(weights.any()) or samples > 1)
         batch = obs.reshape(-1, self.spec.obs)
         size = noise_size(self._method, self._learners, self.spec)
@@ -238,10 +267,12 @@ class Policy:
             )
         return np.broadcast_to(goal, (*batch, size)).reshape(-1, size)
 
-    def _weights(self, weight: float | np.ndarray | None, batch: tuple[int, ...]) -> np.ndarray:
+    def _weights(
+        self, weight: float | np.ndarray | None, samples: int, batch: tuple[int, ...]
+    ) -> np.ndarray:
         if weight is None:
-            weight = self._chosen() if self._method.weights else 0.0
-        weights = np.asarray(weight, np.float32)
+            weight = self._default_weight(samples) if self._method.weights else 0.0
+        weights = _numbers(weight, "a weight")
         if weights.shape not in ((), batch):
             raise UserError(f"weight has shape {weights.shape} for observations of {batch}")
         weights = np.broadcast_to(weights, batch)
@@ -251,17 +282,31 @@ class Policy:
             )
         return weights
 
-    def _chosen(self) -> float:
-        path = self.run / "eval.json"
-        chosen = read_json(path)["methods"].get(self.name) if path.exists() else None
-        if chosen is None and self._method.weights == GUIDANCE:
-            return auto_weight(self._judge)
-        if chosen is None:
-            raise UserError(
-                f"{self.run} has no chosen weight yet; give one or run "
-                f"`qgf eval {self.run} --method {self.name}`"
-            )
-        return chosen["weight"]
+    def _default_weight(self, samples: int) -> float:
+        if samples not in self._defaults:
+            chosen = self._chosen(samples)
+            if chosen is None and self._method.guided:
+                # None adds the training-seed axis.
+                chosen = auto_weight(of_seed(self._learners, None), self._judge)
+            if chosen is None:
+                raise UserError(
+                    f"no weight was chosen for {self.name} on {self.run} as it is here; give one "
+                    f"or run `qgf eval {self.run} --method {self.name}`"
+                )
+            self._defaults[samples] = chosen
+        return self._defaults[samples]
+
+    def _chosen(self, samples: int) -> float | None:
+        """Return the weight that RUN/eval.json chose for the same networks, method and samples."""
+        if not (self.run / "eval.json").exists():
+            return None
+        result = read_evaluation(self.run)
+        found = result["methods"].get(self.name, {"settings": []})
+        rows = [row for row in found["settings"] if row["samples"] == samples]
+        searched = any(row["weight"] for row in rows)  # not the unguided policy alone
+        theirs = result["learners"]
+        same = all(theirs.get(role) == self._hashes[role] for role in self._method.roles)
+        return choose(rows)["weight"] if searched and same else None
 
 
 load = Policy

@@ -1,14 +1,13 @@
 """One page that shows a run: RUN/report.html, which needs nothing beside itself."""
 
 import itertools
-import json
 import math
 import shlex
 from collections.abc import Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from qgf._files import read_json
+from qgf._evaluation import read_evaluation
+from qgf._log import read_metrics
 from qgf._page import Page, data_url
 from qgf._validation import intact_manifest, validation_batch
 from qgf.checkpoint import load_record
@@ -28,10 +28,12 @@ from qgf.data.manifest import Manifest
 from qgf.errors import UserError
 from qgf.flow import refuse_failed
 from qgf.methods import METHODS, Learners, at_goal
-from qgf.policy import load_learners, sample_actions
+from qgf.policy import learner_hashes, load_learners, sample_actions
+from qgf.rollout import Arm
 from qgf.video import film
 
 STATES = 1000
+BASE = ("policy", "critic")  # what qgf acts with
 
 # Okabe and Ito's palette, told apart with any kind of colour vision.
 BLACK, ORANGE, SKY, BLUE = "#000000", "#e69f00", "#56b4e9", "#0072b2"
@@ -61,15 +63,15 @@ def report(run: Path, *, video: bool = True) -> Path:
     record = load_record(run)
     if not (run / "eval.json").exists():
         raise UserError(f"{run} was not evaluated; run `qgf eval {run}` first")
-    result = read_json(run / "eval.json")
-    if "qgf" not in result:
+    result = read_evaluation(run)
+    if not {"bc", "qgf"} <= result["methods"].keys():
         raise UserError(f"{run} was evaluated without qgf; run `qgf eval {run}` first")
-    shown = _shown(result)
+    shown = _shown(result["methods"]["qgf"])
     page = Page(run / "report")
     _headline(page, result)
     _weights(page, result)
     _film(page, run, result, shown, video)
-    _q_values(page, run, record, result, shown)
+    _q_values(page, run, result, shown)
     _curves(page, run)
     _facts(page, run, record, result)
     page.write(run / "report.html", f"QGF on {record['env']}")
@@ -83,10 +85,11 @@ def _headline(page: Page, result: dict) -> None:
         f"seed{'s' * (seeds > 1)}. BC is the cloned policy alone; QGF is the same policy, guided "
         f"at test time by the critic's gradient with weight w.</p>"
     )
-    page.add(f'<p class="result">{_verdict(result)}</p>')
-    rows = [("BC (w = 0)", result["bc"], "")]
+    page.add(f'<p class="result">{_verdict(result["methods"])}</p>')
+    bc, qgf = result["methods"]["bc"], result["methods"]["qgf"]
+    rows = [("BC (w = 0)", bc["test"], "")]
     rows += [(f"best of {row['samples']}", row["test"], "") for row in _best_of(result)]
-    rows += [(f"QGF (w = {result['chosen_weight']:g})", result["qgf"], ' class="chosen"')]
+    rows += [(f"QGF (w = {qgf['weight']:g})", qgf["test"], ' class="chosen"')]
     names = ("Success", "95% interval", "Minus BC", "95% interval", "Episodes")
     heads = "".join(f'<th class="n">{name}</th>' for name in names)
     page.add(f"<table><thead><tr><th>Policy</th>{heads}</tr></thead><tbody>")
@@ -103,23 +106,24 @@ def _headline(page: Page, result: dict) -> None:
     page.add("</tbody></table>")
 
 
-def _verdict(result: dict) -> str:
+def _verdict(methods: dict) -> str:
     """Return one sentence that claims no more than the interval of the difference allows."""
-    qgf = result["qgf"]
-    if result["chosen_weight"] == 0:
+    weight, qgf, bc = methods["qgf"]["weight"], methods["qgf"]["test"], methods["bc"]["test"]
+    if weight == 0:
         return "The tune episodes chose w = 0: no guidance weight tried did better than BC."
     low, high = qgf["difference_ci95"]
     doubt = " The interval includes 0: these episodes cannot tell it from no change."
     return (
-        f"With guidance (w = {result['chosen_weight']:g}) {qgf['success']:.1%} of the test "
-        f"episodes succeed, without it {result['bc']['success']:.1%}: {qgf['difference']:+.1%} "
-        f"(95% interval {_interval(qgf['difference_ci95'], '+.1%')}, {qgf['episodes']} paired "
-        f"episodes)." + doubt * (low <= 0 <= high)
+        f"With guidance (w = {weight:g}) {qgf['success']:.1%} of the test episodes succeed, "
+        f"without it {bc['success']:.1%}: {qgf['difference']:+.1%} (95% interval "
+        f"{_interval(qgf['difference_ci95'], '+.1%')}, {qgf['episodes']} paired episodes)."
+        + doubt
+        * (low <= 0 <= high)
     )
 
 
 def _weights(page: Page, result: dict) -> None:
-    rows, chosen = result["weights"], result["chosen_weight"]
+    rows, chosen = (result["methods"]["qgf"][key] for key in ("settings", "weight"))
     figure = Figure((7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
@@ -161,8 +165,8 @@ def _film(page: Page, run: Path, result: dict, shown: _Shown, video: bool) -> No
         return
     path = page.folder / "rollout.mp4"
     try:
-        weights, step = (0.0, shown.weight), str(result["checkpoint"])
-        film(run, path, weights, seed=result["seed"], checkpoint=step)
+        arms = [Arm(), Arm("qgf", shown.weight)] if shown.weight else [Arm()]
+        film(run, path, arms, seed=result["seed"], **_evaluated(run, result))
     except UserError as error:
         page.note(f"No rollout was filmed: {error}.")
         return
@@ -176,17 +180,27 @@ def _film(page: Page, run: Path, result: dict, shown: _Shown, video: bool) -> No
     )
 
 
-def _shown(result: dict) -> _Shown:
-    if result["chosen_weight"] > 0 or len(result["weights"]) == 1:
-        return _Shown(result["chosen_weight"], "chosen")
-    best = max(result["weights"][1:], key=lambda row: row["tune"]["success"])
+def _evaluated(run: Path, result: dict) -> dict[str, Any]:
+    """Return where the evaluated networks are, as `film` takes it. UserError if they are gone."""
+    critic = None if result["critic"] is None else Path(result["critic"])
+    steps = {name: str(result[name]) for name in ("checkpoint", "critic_checkpoint")}
+    found = learner_hashes(run, BASE, steps["checkpoint"], critic, steps["critic_checkpoint"])
+    if any(result["learners"].get(role) != digest for role, digest in found.items()):
+        raise UserError(f"{run} no longer holds the networks that were evaluated")
+    return {"critic": critic, **steps}
+
+
+def _shown(qgf: dict) -> _Shown:
+    if qgf["weight"] > 0 or len(qgf["settings"]) == 1:
+        return _Shown(qgf["weight"], "chosen")
+    best = max(qgf["settings"][1:], key=lambda row: row["tune"]["success"])
     return _Shown(best["weight"], "not chosen, the best weight above 0 on the tune episodes")
 
 
-def _q_values(page: Page, run: Path, record: dict, result: dict, shown: _Shown) -> None:
+def _q_values(page: Page, run: Path, result: dict, shown: _Shown) -> None:
     page.add("<h2>Q before and after guidance</h2>")
     try:
-        q = _sample_q(run, record, str(result["checkpoint"]), shown.weight)
+        q = _sample_q(run, result, shown.weight)
     except UserError as error:
         page.note(f"Not shown: {error}.")
         return
@@ -218,11 +232,10 @@ def _q_values(page: Page, run: Path, record: dict, result: dict, shown: _Shown) 
     )
 
 
-def _sample_q(
-    run: Path, record: dict, checkpoint: str, weight: float
-) -> Float[np.ndarray, "actions state"]:
+def _sample_q(run: Path, result: dict, weight: float) -> Float[np.ndarray, "actions state"]:
     """Return Q at validation states, of all training seeds: the data's actions, BC's, guided."""
-    batch = validation_batch(record, STATES)
+    where = _evaluated(run, result)
+    batch = validation_batch(load_record(where["critic"] or run), STATES)
     noise = jax.random.normal(jax.random.key(0), (1, *batch.action.shape))
 
     @eqx.filter_jit
@@ -236,7 +249,14 @@ def _sample_q(
         values = [critic(batch.obs, a) for a in (batch.action, *sampled)]
         return jnp.stack(values), jnp.stack(counts)
 
-    values, counts = q(load_learners(run, ["qgf"], which=checkpoint))
+    learners = load_learners(
+        run,
+        ["qgf"],
+        which=where["checkpoint"],
+        critic=where["critic"],
+        critic_which=where["critic_checkpoint"],
+    )
+    values, counts = q(learners)
     refuse_failed(counts)
     return np.concatenate(np.asarray(values), axis=1)
 
@@ -244,8 +264,7 @@ def _sample_q(
 def _curves(page: Page, run: Path) -> None:
     page.add("<h2>Learning curves</h2>")
     path = run / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = read_metrics(path) if path.exists() else []
     names = sorted({name for line in lines for name in line if "/" in name}, key=_losses_first)
     if not names:
         page.note("Not shown: the run has no metrics.jsonl.")
@@ -319,6 +338,7 @@ def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
         "Data, SHA-256": "; ".join(hashes),
         "Run": str(run),
         "Checkpoint": f"step {result['checkpoint']:,}",
+        **({} if result["critic"] is None else {"Critic": _critic(result)}),
         "Training seeds": ", ".join(map(str, result["training_seeds"])),
         "Evaluation": f"seed {result['seed']}; for every weight and training seed "
         f"{counts['tune']} tune and {counts['test']} test episodes",
@@ -326,7 +346,7 @@ def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
         "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     }
     for role, source in record["borrowed"].items():
-        facts[role.capitalize()] = f"taken from {source['run']}"
+        facts.setdefault(role.capitalize(), f"taken from {source['run']}")
     page.add("<h2>What was run</h2>")
     page.add('<table class="facts">')
     for name, value in facts.items():
@@ -337,6 +357,10 @@ def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
     page.add(f'<ul class="config">{"".join(cells)}</ul>')
     page.add("<h2>Commands that give this result</h2>")
     page.add(f"<pre>{escape(chr(10).join(_commands(run, record, result, manifest)))}</pre>")
+
+
+def _critic(result: dict) -> str:
+    return f"of {result['critic']}, step {result['critic_checkpoint']:,}"
 
 
 def _commands(run: Path, record: dict, result: dict, manifest: Manifest | None) -> list[str]:
@@ -367,7 +391,8 @@ def _commands(run: Path, record: dict, result: dict, manifest: Manifest | None) 
     evaluation = ["qgf", "eval", str(run)]
     evaluation += ["--method", "qgf", *methods] if methods else []
     evaluation.append("--weights")
-    evaluation += [f"{row['weight']:g}" for row in result["weights"]]
+    evaluation += [str(row["weight"]) for row in result["methods"]["qgf"]["settings"]]
+    evaluation += [] if result["critic"] is None else ["--critic", result["critic"]]
     if _best_of(result):
         evaluation += ["--best-of", *(str(row["samples"]) for row in _best_of(result))]
     counts = result["episodes"]

@@ -1,11 +1,11 @@
-"""Film the same test episode under several guidance weights, side by side, as mp4."""
+"""Film the same test episode under several methods and weights, side by side, as mp4."""
 
 import contextlib
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,14 +14,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from qgf._files import atomic_open
+from qgf._files import atomic_open, check_writable
 from qgf._progress import progress
 from qgf._workers import Reply, Workers
 from qgf.checkpoint import load_record
 from qgf.config import Spec
 from qgf.errors import UserError
-from qgf.evaluate import checked_weights
+from qgf.evaluate import checked_weights, label
 from qgf.flow import refuse_failed
+from qgf.methods import Learners
 from qgf.policy import load_learners
 from qgf.rollout import Arm, Job, actor, start_of
 
@@ -35,7 +36,7 @@ Picture = UInt8[np.ndarray, "_ _ 3"]
 
 @dataclass
 class _Take:
-    """One weight's episode as it is filmed: a picture at its start and after every chunk."""
+    """One arm's episode as it is filmed: a picture at its start and after every chunk."""
 
     job: Job
     length: int = 0
@@ -43,54 +44,75 @@ class _Take:
 
     def add(self, reply: Reply, picture: Picture) -> None:
         self.length += reply.length
-        weight = self.job.arm.weight
+        arm = self.job.arm
         end = ("solved" if reply.success else "not solved") if reply.done else ""
-        name = f"w = {weight:g}" + (" (BC)" if weight == 0 else "")
+        name = label(str(arm.method), arm.weight, arm.samples)
         self.pictures.append(_captioned(picture, name, f"step {self.length}", end))
+
+
+def check_filming(env: str, out: Path) -> None:
+    """Raise the UserError that `film` would raise because of this machine or of `out`."""
+    check_writable(out)
+    _encoder()
+    with _headless(), Workers(env, 1, 1, width=SIZE, height=SIZE) as pool:
+        _request(pool, {0: ("reset", {"seed": 0})})
 
 
 def film(
     run: Path,
     out: Path,
-    weights: Sequence[float],
+    arms: Sequence[Arm],
     *,
+    critic: Path | None = None,
     seed: int = 0,
     episode: int = 0,
     checkpoint: str = "last",
+    critic_checkpoint: str = "last",
 ) -> None:
-    """Write an mp4 of one test episode per weight, all from the same start and noise.
+    """Write an mp4 of one test episode per arm, all from the same start and noise.
 
     The episode is one that `qgf eval` with the same seed runs, with the run's first training
     seed. There is a picture for every action chunk, played in real time; an episode that has
     ended keeps its last picture.
 
     Args:
-        weights: guidance weights, from left to right; repeated ones are filmed once.
+        arms: methods (by name), weights and numbers of samples, from left to right; repeated
+            ones are filmed once.
+        critic: another run, whose critic takes the place of this run's own.
         seed: of the evaluation.
         episode: number of the test episode, from 0.
-        checkpoint: "last" or a step's number.
+        checkpoint, critic_checkpoint: "last" or a step's number; the latter of `critic`.
 
     Raises:
         UserError: no such run, critic or checkpoint, a bad weight or episode, `out` cannot be
             written, or this machine cannot render.
     """
-    checked_weights(weights)
-    if not weights or episode < 0:
-        raise UserError(f"to film, give a weight and an episode of at least 0, got {episode}")
+    checked_weights([arm.weight for arm in arms])
+    if not arms or episode < 0:
+        raise UserError(f"to film, give an arm and an episode of at least 0, got {episode}")
     record = load_record(run)
-    spec = Spec(**record["spec"])
-    learners = load_learners(run, ["qgf"], which=checkpoint, seeds=record["seeds"][:1])
-    act = actor("qgf", 1, learners, spec, seed)
-    takes = [_Take(Job(Arm("qgf", w), 0, "test", episode)) for w in dict.fromkeys(weights)]
-    _shoot(record["env"], spec, act, takes, seed)
+    judge = record if critic is None else load_record(critic)
+    spec = Spec(**judge["spec"])
+    learners = load_learners(
+        run,
+        list(dict.fromkeys(str(arm.method) for arm in arms)),
+        which=checkpoint,
+        seeds=record["seeds"][:1],
+        critic=critic,
+        critic_which=critic_checkpoint,
+    )
+    takes = [_Take(Job(arm, 0, "test", episode)) for arm in dict.fromkeys(arms)]
+    _shoot(judge["env"], spec, learners, takes, seed)
     film = _encode(_side_by_side(takes), STEPS_PER_SECOND / spec.chunk)
     with atomic_open(out) as file:
         file.write(film)
 
 
-def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: int) -> None:
+def _shoot(env: str, spec: Spec, learners: Learners, takes: Sequence[_Take], seed: int) -> None:
     """Run all takes at a time, each in an environment process of its own."""
     count = len(takes)
+    ways = [(take.job.arm.method, take.job.arm.samples) for take in takes]
+    acts = {way: actor(*way, learners, spec, seed) for way in ways}
     start = np.array([[take.job.start for take in takes]], np.int32)
     weight = np.array([[take.job.arm.weight for take in takes]], np.float32)
     obs = np.zeros((1, count, spec.obs), np.float32)
@@ -112,9 +134,14 @@ def _shoot(env: str, spec: Spec, act: Callable, takes: Sequence[_Take], seed: in
                     goal[0, i] = reply.goal
                 takes[i].add(reply, pictures[i])
             bar.advance(task, len(pictures))
-            chunks, counts = act(obs, goal, weight, start, turn)
-            refuse_failed(counts[0])
-            chunks = np.asarray(chunks).reshape(count, spec.chunk, spec.action)
+            # Every way acts for all takes, of which only its own are carried out.
+            each = {way: act(obs, goal, weight, start, turn) for way, act in acts.items()}
+            actions, counts = (
+                np.stack([np.asarray(each[way][part][0, i]) for i, way in enumerate(ways)])
+                for part in (0, 1)
+            )
+            refuse_failed(counts)
+            chunks = actions.reshape(count, spec.chunk, spec.action)
             requests = {i: ("act", chunks[i]) for i, r in replies.items() if not r.done}
             turn += 1
 
@@ -169,7 +196,7 @@ def _encode(pictures: UInt8[np.ndarray, "picture height width 3"], rate: float) 
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{rate:g}"]
     coded = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
     # imageio's own writer forks this process, and a fork of one that runs JAX may hang.
-    program = imageio_ffmpeg.get_ffmpeg_exe()
+    program = _encoder()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         command = [program, "-loglevel", "error", *raw, "-i", "-", *coded, str(path)]
@@ -177,3 +204,11 @@ def _encode(pictures: UInt8[np.ndarray, "picture height width 3"], rate: float) 
         if done.returncode:
             raise UserError(f"cannot write a video: {done.stderr.decode(errors='replace').strip()}")
         return path.read_bytes()
+
+
+def _encoder() -> str:
+    """Return the path of ffmpeg. UserError if there is none."""
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise UserError(f"cannot write a video: {error}") from None

@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from qgf._evaluation import choose
 from qgf._validation import validation_batch
 from qgf.calibration import flow_sizes
 from qgf.checkpoint import load_record, of_seed
-from qgf.evaluate import choose, figures
+from qgf.evaluate import figures
 from qgf.methods import at_goal
 from qgf.protocol import (
     STATES,
@@ -69,7 +70,7 @@ def typical_scale(sizes: dict[str, list[float]]) -> float:
 
 
 def best(tasks: Iterable[dict[float, Outcomes]]) -> float:
-    """Return the setting with the best episodes of all tasks together (`evaluate.choose`)."""
+    """Return the setting with the best episodes of all tasks together (`_evaluation.choose`)."""
     tasks = [*tasks]
     rows = [
         {"weight": s, "tune": figures(np.concatenate([task[s] for task in tasks], axis=1))}
@@ -79,7 +80,7 @@ def best(tasks: Iterable[dict[float, Outcomes]]) -> float:
 
 
 def tuned(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> float:
-    """Return the weight with the best tune episodes, which have been run (`evaluate.choose`).
+    """Return the weight with the best tune episodes, which have been run (`_evaluation.choose`).
 
     Where there is no choice, no tune episodes are needed.
     """

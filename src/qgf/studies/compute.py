@@ -4,24 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from qgf._costs import flops, milliseconds
+from qgf._costs import count, milliseconds
 from qgf.checkpoint import of_seed
-from qgf.config import Spec
 from qgf.evaluate import figures
-from qgf.methods import Learners, Method, find_method, settings
-from qgf.policy import noise_size, sample_actions
+from qgf.methods import find_method, settings
 from qgf.protocol import Plan, Setting, learners, read_episodes, run_episodes, spec, variant
 from qgf.rollout import actor
 from qgf.statistics import paired_difference
-from qgf.studies._flops import Operations, operations
 from qgf.studies._runs import CUBE, study_plan
 from qgf.studies._scale import rate, tuned
 from qgf.studies.sensitivity import STYLES as ESTIMATOR_STYLES
@@ -44,10 +38,9 @@ STYLES = {
 def measure(preset: str, out: Path) -> dict[str, Any]:
     """Return success on test episodes, operations and milliseconds of every method and N.
 
-    A row's "flops" are all operations of one action as `_flops.operations` counts them: matrix
-    products ("products") and elementwise work. "hand" is the count of `_costs.flops`: matrix
-    products alone, the critic's backward pass as if it were as long as its forward pass. "ms"
-    is the time of one call on this machine by its number of observations.
+    A row's "flops" are all operations of one action as `_costs.count` counts them: matrix
+    products ("products") and elementwise work. "ms" is the time of one call on this machine by
+    its number of observations.
     """
     plan = study_plan(preset, out, (ENV,))
     names = ["qgf", "gradstep"] if preset == "smoke" else ["qgf", "gradstep", "bptt", "qgf+bfn"]
@@ -67,7 +60,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
 
 
 def choose_weight(plan: Plan, name: str, searched: Sequence[Setting]) -> float:
-    """Return the weight of the setting with the best tune episodes, by `evaluate.choose`."""
+    """Return the weight of the setting with the best tune episodes, by `_evaluation.choose`."""
     if len(searched) > 1:
         run_episodes(plan, ENV, "tune", {name: variant(plan, name, ENV, searched)})
     return tuned(plan, name, ENV, searched)
@@ -80,7 +73,6 @@ def _row(plan: Plan, name: str, setting: Setting) -> dict[str, Any]:
     one = of_seed(learners(plan, name, ENV), slice(1))
     sizes = spec(plan, ENV)
     counted = count(method, of_seed(one, 0), sizes, weight, samples)
-    hand = samples * flops(method, one)
     act = actor(method, samples, one, sizes, 0)
     family = "bfn" if name in ("bc", "bfn-4") else name
     return {
@@ -96,32 +88,8 @@ def _row(plan: Plan, name: str, setting: Setting) -> dict[str, Any]:
         **{key: figures(outcomes)[key] for key in ("success", "ci95", "episodes")},
         "flops": sum(counted),
         "products": counted.products,
-        "hand": hand,
-        "products_to_hand": counted.products / hand,
         "ms": {str(batch): milliseconds(act, sizes, weight, batch) for batch in (1, 50)},
     }
-
-
-def count(
-    method: Method, learners: Learners, sizes: Spec, weight: float, samples: int
-) -> Operations:
-    """Return the operations of one action, the best of `samples`; random numbers are not counted.
-
-    Where the smaller of two critics is differentiated, which rows go to which critic is not
-    known: at up to 4 samples it makes no difference, at more the dearest case is counted.
-
-    Args:
-        learners: of one training seed.
-    """
-    arrays, static = eqx.partition(learners, eqx.is_array)
-    noise = (samples, 1, noise_size(method, learners, sizes))
-    unknown = (arrays, jnp.zeros((1, sizes.obs)), jnp.zeros(noise))
-    unknown = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), unknown)
-
-    def act(arrays: Learners, obs: jax.Array, noise: jax.Array, weight: jax.Array) -> jax.Array:
-        return sample_actions(method, eqx.combine(arrays, static), obs, noise, weight)[0]
-
-    return operations(act, *unknown, jnp.full(1, weight))
 
 
 def draw(data: dict[str, Any]) -> Figure:

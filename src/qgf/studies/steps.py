@@ -146,10 +146,8 @@ def method_of(sampler: Sampler) -> Method:
         times, critic = flow_times(sampler.grid, sampler.steps), learners["critic"].critic
         return guided_path_sample(velocity, critic, obs, noise, weight, times, sampler.solver)
 
-    n, guided = sampler.evaluations, int(sampler.solver != "bc")
-    roles = ("policy", "critic") if guided else ("policy",)
-    cost = (n, 0, 2 * n * guided, n * guided)
-    return Method("test-time", roles, act, cost, "QGF on a grid of its own", "arXiv 2606.11087")
+    roles = ("policy",) if sampler.solver == "bc" else ("policy", "critic")
+    return Method("test-time", roles, act, "QGF on a grid of its own", "arXiv 2606.11087")
 
 
 def measure(preset: str, out: Path) -> dict[str, Any]:
