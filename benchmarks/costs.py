@@ -40,6 +40,7 @@ def main(board: tyro.conf.Positional[Path], timed: bool = False) -> None:
             cost |= measure(name, dataset, config, timed)
             print(dataset, name, cost, flush=True)
     result["costs_measured"] = {
+        "timed": timed,  # else milliseconds are those of the comparison itself
         **_machine(),
         "command": shlex.join(["python", "-m", "benchmarks.costs", *sys.argv[1:]]),
     }
