@@ -138,7 +138,7 @@ def light() -> Iterator[None]:
     """Leave out what takes long and comes after all arguments are accepted."""
     with contextlib.ExitStack() as undo:
         for name in (
-            *("qgf.train.create_state", "qgf.data.collect._shards", "qgf.evaluate.roll_out"),
+            *("qgf.train.create_state", "qgf.data.collect._fill", "qgf.evaluate.roll_out"),
             *("qgf.compare._evaluate", "qgf.report._shown", "qgf.demo.collect"),
         ):
             undo.enter_context(patch(name, accept))
