@@ -63,17 +63,6 @@ TINY = Config(
 MEMORY = 2_000_000  # kilobytes
 
 
-def release_memory():
-    """Drop all compiled programs."""
-    eqx.clear_caches()
-    jax.clear_caches()
-    gc.collect()
-    # What is free goes back to the system; without, every module adds to the process's size.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
     """Compiled programs are what fills a test process: none outlives its module."""
@@ -82,6 +71,35 @@ def bounded_memory():
     release_memory()
     # The first module that goes beyond it fails; the peak is that of the process until now.
     assert before > MEMORY or peak_memory() <= MEMORY
+
+
+@pytest.fixture(autouse=True)
+def bounded_module():
+    """A module that compiles much forgets it in between."""
+    yield
+    if resident_memory() > 0.6 * MEMORY:
+        release_memory()
+
+
+def release_memory():
+    """Drop all that was compiled, and give back to the system what is free.
+
+    Without the latter every module adds to the process's size.
+    """
+    eqx.clear_caches()
+    jax.clear_caches()
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def resident_memory():
+    """The memory that this process holds, in kilobytes; 0 where the system does not tell."""
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        return 0
+    return int(pages.read_text().split()[1]) * resource.getpagesize() // 1024
 
 
 def peak_memory():
