@@ -261,7 +261,7 @@ def test_a_changed_record_is_noticed_until_it_is_said(copied):
         ({"config": {"times": "never"}}, "times cannot be 'never'"),
         ({"config": {"chunk_critic": 1}}, "chunk_critic cannot be '1'"),
         ({"config": {"bc_weight": "1"}}, "bc_weight cannot be '1'"),
-        ({"config": {"width": -5}}, "width must be positive"),
+        ({"config": {"width": -5}}, "width must lie between 1 and"),
     ],
 )
 def test_a_record_of_another_form(change, message, copied):

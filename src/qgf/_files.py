@@ -85,8 +85,11 @@ def sweep(folder: str | Path) -> None:
             handle = os.open(path, os.O_RDONLY)
             try:
                 # Between making a file and locking it a living writer is without a lock.
-                if time.time() - os.fstat(handle).st_mtime > 1 and _flock(handle):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                # Folders are made by holders of the folder they lie in alone.
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif time.time() - os.fstat(handle).st_mtime > 1 and _flock(handle):
+                    path.unlink()
             finally:
                 os.close(handle)
 
