@@ -68,3 +68,15 @@ def test_a_damaged_line_is_named_unless_the_resumed_run_writes_it_again(path):
         else:
             truncate_metrics(path, 20)
             assert path.read_bytes() == b"".join(whole[:4])
+
+
+def test_a_log_that_lost_its_end_is_not_gone_on_with(path):
+    whole = path.read_bytes()
+    for damaged in (whole.splitlines(keepends=True)[0], b"\xff\xfe\n", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="has nothing of step 20, at which the run goes on"):
+            truncate_metrics(path, 20)
+        assert path.read_bytes() == damaged
+    path.unlink()
+    truncate_metrics(path, 20)
+    assert path.read_bytes() == b""

@@ -39,13 +39,18 @@ def truncate_metrics(path: Path, step: int) -> None:
     So are damaged lines behind the last of them: a machine that lost its power leaves such.
 
     Raises:
-        UserError: a line before `step` is damaged.
+        UserError: a line before `step` is damaged, or those of `step` are not there.
     """
     lines = _lines(path) if path.exists() else []
     kept = [i for i, line in enumerate(lines) if line is not None and line["step"] <= step]
     for i in range(kept[-1] if kept else 0):
         if lines[i] is None:
             raise _damaged(path, i + 1)
+    if path.exists() and step and not (kept and lines[kept[-1]]["step"] == step):
+        raise UserError(
+            f"{path} has nothing of step {step}, at which the run goes on; restore it, or delete "
+            "it to go on without what it held"
+        )
     with atomic_open(path, "w") as file:
         file.writelines(json.dumps(lines[i]) + "\n" for i in kept)
 
