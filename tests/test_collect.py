@@ -619,7 +619,7 @@ def test_manifest_that_is_none(text, message, copied):
 
 
 def test_one_process_collects_at_a_time(copied, whole):
-    with locked(copied), pytest.raises(UserError, match=r"copy is in use by process \d+"):
+    with locked(copied), pytest.raises(UserError, match=r"copy is already in use by process \d+"):
         small(out=copied)
     rest = copied / f"{TEMPORARY}rest"
     rest.write_bytes(b"of a killed process")

@@ -14,6 +14,7 @@ from conftest import TASK, TINY, release_memory
 
 import qgf.protocol
 from qgf._costs import count
+from qgf._files import read_value
 from qgf._workers import Workers
 from qgf.checkpoint import list_checkpoints, load_learner, load_record, of_seed
 from qgf.cli import main
@@ -106,7 +107,7 @@ def test_setting_is_chosen_on_tune_episodes_of_all_tasks(compared):
     rows = {}
     for env in (TASK, OTHER):
         for path in (compared / "episodes" / env / "qgf").glob("tune *.json"):
-            rows.setdefault(path.stem, []).append(np.array(json.loads(path.read_text())))
+            rows.setdefault(path.stem, []).append(np.array(read_value(path)))
     assert len(rows) == 5 and all(len(parts) == 2 for parts in rows.values())
     # No tiny policy succeeds, so that the higher return decides.
     success = {name: np.mean([p[..., 0] for p in parts]) for name, parts in rows.items()}
@@ -180,7 +181,7 @@ def test_goals_are_compared_like_tasks(compared, data, short):
     critic = load_record(compared / "runs/cube-single-play/goals/critic")
     assert critic["learners"] == {"critic": "dqc"} and policy.stat().st_mtime_ns == before
     (episodes,) = (compared / "episodes" / GOALS / "qfql").glob("test *.json")
-    assert np.array(json.loads(episodes.read_text())).shape == (1, 2 * 5, 4)
+    assert np.array(read_value(episodes)).shape == (1, 2 * 5, 4)
     assert [*result["tasks"]] == [GOALS] and set(result["methods"]) == {"bc", "qfql"}
 
     # What networks of another size cost is measured anew.

@@ -16,10 +16,12 @@ from qgf._files import (
     locked,
     read_json,
     read_record,
+    read_value,
     retire,
     sweep,
     write_json,
     write_record,
+    write_value,
 )
 from qgf.errors import UserError
 
@@ -116,7 +118,9 @@ def test_form(value, form, message):
 def test_a_folder_is_held_by_one(tmp_path):
     out = tmp_path / "a" / "b"
     with locked(out):
-        with pytest.raises(UserError, match=rf"b is in use by process {os.getpid()} on .* since 2"):
+        with pytest.raises(
+            UserError, match=rf"b is already in use by process {os.getpid()} on .* since 2"
+        ):
             locked(out).__enter__()
         assert names(out) == {".lock"}
     assert not names(tmp_path)  # made here, and left empty
@@ -151,7 +155,7 @@ def test_a_lock_removed_by_its_last_holder_is_not_taken_for_held(tmp_path, monke
         return real(handle)
 
     monkeypatch.setattr(_files, "_flock", late)
-    with locked(tmp_path), pytest.raises(UserError, match="in use"):
+    with locked(tmp_path), pytest.raises(UserError, match="already in use"):
         locked(tmp_path).__enter__()
 
 
@@ -191,3 +195,17 @@ def test_a_retired_folder_is_gone_at_once(later, tmp_path, monkeypatch):
     assert all(name.startswith(".qgf-") for name in names(tmp_path))
     sweep(tmp_path)
     assert not names(tmp_path)
+
+
+def test_values_of_any_kind_come_back_and_older_ones_too(tmp_path):
+    for value in ([[1.0, 0.0]], 2.5, {"ms": {"1": 2}}, None):
+        write_value(tmp_path / "v", value)
+        assert read_value(tmp_path / "v") == value
+        write_json(tmp_path / "v", value)
+        assert read_value(tmp_path / "v") == value
+    write_value(tmp_path / "v", [1, 2])
+    text = (tmp_path / "v").read_text()
+    for old, new in (("1,", "3,"), ("value", "velue"), ("format", "formet"), ("checksum", "x")):
+        (tmp_path / "v").write_text(text.replace(old, new))
+        with pytest.raises(UserError, match="checksum"):
+            read_value(tmp_path / "v")

@@ -157,7 +157,9 @@ def test_resuming_clears_away_what_a_kill_left(run, data, tmp_path):
 def test_a_second_training_into_the_same_folder_is_refused(data, tmp_path):
     with locked(tmp_path / "run"):
         before = contents(tmp_path / "run")
-        with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on .* since"):
+        with pytest.raises(
+            UserError, match=rf"is already in use by process {os.getpid()} on .* since"
+        ):
             train(TASK, data, tmp_path / "run", TINY)
         assert contents(tmp_path / "run") == before
 

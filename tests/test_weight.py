@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from telling import draws, tells
 
-from qgf._files import write_json
+from qgf._files import write_value
 from qgf.config import Config
 from qgf.protocol import Plan
 from qgf.statistics import wilson_interval
@@ -66,7 +66,7 @@ def test_weights_share_the_episodes_of_comparisons(monkeypatch, tmp_path):
         for code, (name, asked) in enumerate(variants.items(), 1):
             for w, samples in asked.settings:
                 path = tmp_path / "episodes" / env / name / f"{split} {w:g} of {samples}.json"
-                write_json(path, outcomes(code, w).tolist())
+                write_value(path, outcomes(code, w).tolist())
 
     monkeypatch.setattr(_scale, "run_episodes", run_episodes)
     found = _scale.sweep(plan, "env", "test", (0.0, 0.1, 0.3))

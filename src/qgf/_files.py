@@ -145,7 +145,7 @@ def _hold(path: Path) -> int:
             holder = _holder(handle)
             os.close(handle)
             raise UserError(
-                f"{path.parent} is in use by {holder}; wait until it ends, or name another folder"
+                f"{path.parent} is already in use by {holder}; wait until it ends, or name another folder"
             )
         # The last holder removes the file; one that was removed meanwhile locks nothing.
         with contextlib.suppress(FileNotFoundError):
@@ -239,6 +239,25 @@ def read_record(path: str | Path) -> dict[str, Any]:
     if form < FORMAT and "checksum" in record:
         raise UserError(f"{path} is damaged: it has a checksum, but not its format")
     return {key: value for key, value in record.items() if key not in ("format", "checksum")}
+
+
+def write_value(path: str | Path, value: Any) -> None:
+    """Write a value of any kind, one that JSON has, as a record."""
+    write_record(path, {"value": value})
+
+
+def read_value(path: str | Path) -> Any:
+    """Read what `write_value` wrote, or a value of format 1, which is not wrapped.
+
+    Raises:
+        UserError: as `read_record`.
+    """
+    value = read_json(path)
+    if isinstance(value, dict) and value.keys() & {"value", "format"}:
+        record = read_record(path)
+        check_form(record, {"value": type(record.get("value"))}, str(path))
+        return record["value"]
+    return value
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from qgf._costs import count, milliseconds
 from qgf._evaluation import choose
-from qgf._files import read_json, write_json
+from qgf._files import locked, read_value, write_value
 from qgf.checkpoint import of_seed
 from qgf.config import Config
 from qgf.data.manifest import load_manifest
@@ -76,22 +76,25 @@ def compare(
     counts = {"tune": tune_episodes, "test": episodes}
     folders = _folders(envs, data)
     plan = Plan(Path(out), folders, config, tuple(seeds), counts, workers, slots, seed)
-    check_facts(plan)
-    entries, searched = [], {}
-    for dataset in dict.fromkeys(EnvName.parse(env).dataset for env in envs):
-        tasks = [env for env in envs if EnvName.parse(env).dataset == dataset]
-        tunable = {name: settings(name) for name in names if len(settings(name)) > 1}
-        _evaluate(plan, tasks, "tune", tunable)
-        searched[dataset] = {name: _search(plan, name, tasks) for name in names}
-        chosen = {name: _chosen(rows) for name, rows in searched[dataset].items()}
-        tests = {name: [(row["weight"], row["samples"])] for name, row in chosen.items()}
-        _evaluate(plan, tasks, "test", tests)
-        for name, row in chosen.items():
-            entries += [_entry(plan, name, env, row) for env in tasks]
-    sizes = {_size(env): env for env in reversed(envs)}
-    costs = {size: {name: _cost(plan, name, env) for name in names} for size, env in sizes.items()}
-    result = leaderboard(entries, costs, plan.facts()) | {"settings": searched}
-    write_leaderboard(plan.out, result)
+    with locked(plan.out):
+        check_facts(plan)
+        entries, searched = [], {}
+        for dataset in dict.fromkeys(EnvName.parse(env).dataset for env in envs):
+            tasks = [env for env in envs if EnvName.parse(env).dataset == dataset]
+            tunable = {name: settings(name) for name in names if len(settings(name)) > 1}
+            _evaluate(plan, tasks, "tune", tunable)
+            searched[dataset] = {name: _search(plan, name, tasks) for name in names}
+            chosen = {name: _chosen(rows) for name, rows in searched[dataset].items()}
+            tests = {name: [(row["weight"], row["samples"])] for name, row in chosen.items()}
+            _evaluate(plan, tasks, "test", tests)
+            for name, row in chosen.items():
+                entries += [_entry(plan, name, env, row) for env in tasks]
+        sizes = {_size(env): env for env in reversed(envs)}
+        costs = {
+            size: {name: _cost(plan, name, env) for name in names} for size, env in sizes.items()
+        }
+        result = leaderboard(entries, costs, plan.facts()) | {"settings": searched}
+        write_leaderboard(plan.out, result)
     return result
 
 
@@ -150,7 +153,7 @@ def _cost(plan: Plan, name: str, env: str) -> dict:
     method, sizes = find_method(name), spec(plan, env)
     path = plan.out / "costs" / _size(env) / f"{name}.json"
     if path.exists():
-        return read_json(path)
+        return read_value(path)
     one = of_seed(learners(plan, name, env), slice(1))
     weight, samples = settings(name)[-1]
     act = actor(method, samples, one, sizes, 0)
@@ -160,9 +163,9 @@ def _cost(plan: Plan, name: str, env: str) -> dict:
     cost = {
         "ms": {str(n): milliseconds(act, sizes, weight, n) for n in (1, 50)},
         "flops": sum(count(method, of_seed(one, 0), sizes, weight, samples)),
-        "train_seconds": sum(map(read_json, seconds)) / len(plan.seeds) if known else None,
+        "train_seconds": sum(map(read_value, seconds)) / len(plan.seeds) if known else None,
     }
-    write_json(path, cost)
+    write_value(path, cost)
     return cost
 
 

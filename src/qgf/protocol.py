@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qgf._files import read_json, read_record, write_json, write_record
+from qgf._files import read_record, read_value, write_record, write_value
 from qgf._validation import validation_batch
 from qgf._workers import Workers
 from qgf.checkpoint import list_checkpoints, load_learner, load_record, of_seed
@@ -137,14 +137,14 @@ def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant])
             outcomes = roll_out(env, sizes, load(), jobs, plan.workers, plan.slots, plan.seed, pool)
             for setting, arm in arms.items():
                 path = _file(plan, name, env, split, setting)
-                write_json(path, table(outcomes, arm, split).tolist())
+                write_value(path, table(outcomes, arm, split).tolist())
 
 
 def read_episodes(
     plan: Plan, name: str, env: str, split: str, setting: Setting
 ) -> Float[np.ndarray, "seed episode 4"]:
     """Return the outcomes of `run_episodes`, as `qgf.evaluate.table` gives them."""
-    return np.array(read_json(_file(plan, name, env, split, setting)))
+    return np.array(read_value(_file(plan, name, env, split, setting)))
 
 
 def _file(plan: Plan, name: str, env: str, split: str, setting: Setting) -> Path:
@@ -180,8 +180,10 @@ def opinions(
                 opinion, counts = _opinion(method, *inputs)
                 refuse_failed(counts)
                 each.append(opinion)
-            write_json(folder / f"{_label((weight, samples))}.json", np.mean(each, axis=0).tolist())
-    return np.array([read_json(folder / f"{_label(s)}.json") for s in settings])
+            write_value(
+                folder / f"{_label((weight, samples))}.json", np.mean(each, axis=0).tolist()
+            )
+    return np.array([read_value(folder / f"{_label(s)}.json") for s in settings])
 
 
 @eqx.filter_jit
@@ -253,7 +255,7 @@ def train_to_end(plan: Plan, env: str, path: Path, config: Config, **options: ob
     begin = time.monotonic()
     train(env, data, path, config, seeds=plan.seeds, resume=resume, **options)
     if not resume:
-        write_json(path / "seconds.json", time.monotonic() - begin)
+        write_value(path / "seconds.json", time.monotonic() - begin)
 
 
 def spec(plan: Plan, env: str) -> Spec:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from qgf._files import atomic_open, write_json
+from qgf._files import atomic_open, locked, write_json
 from qgf.errors import UserError, nearest
 from qgf.studies import (
     calibration,
@@ -73,15 +73,16 @@ def run_study(name: str, preset: Preset, out: Path, env: str | None = None) -> s
     if env and name not in ANYWHERE:
         raise UserError(f"{name} has environments of its own; --env is for {', '.join(ANYWHERE)}")
     study, out, options = STUDIES[name], Path(out), {"env": env} if env else {}
-    data = {"study": name, "preset": preset, **study.measure(preset, out, **options)}
-    name = f"{name}-{env}" if env else name
-    write_json(out / f"{name}.json", data)
-    figure = study.draw(data)
-    # An SVG is the same bytes when its data are: no date, and names that are not random.
-    for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-        with rc_context({"svg.hashsalt": name}), atomic_open(out / f"{name}.{kind}") as file:
-            figure.savefig(file, format=kind, dpi=200, metadata=metadata)
-    paragraph = study.say(data)
-    with atomic_open(out / f"{name}.md", "w") as file:
-        file.write(paragraph + "\n")
+    with locked(out):
+        data = {"study": name, "preset": preset, **study.measure(preset, out, **options)}
+        name = f"{name}-{env}" if env else name
+        write_json(out / f"{name}.json", data)
+        figure = study.draw(data)
+        # An SVG is the same bytes when its data are: no date, and names that are not random.
+        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+            with rc_context({"svg.hashsalt": name}), atomic_open(out / f"{name}.{kind}") as file:
+                figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+        paragraph = study.say(data)
+        with atomic_open(out / f"{name}.md", "w") as file:
+            file.write(paragraph + "\n")
     return paragraph

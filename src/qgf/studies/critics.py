@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from qgf._files import read_json, write_json
+from qgf._files import read_value, write_value
 from qgf.checkpoint import list_checkpoints, load_learner, of_seed
 from qgf.evaluate import figures
 from qgf.methods import METHODS, Learners, settings
@@ -59,8 +59,8 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
             print(f"rolling out {name} on {ENV}", flush=True)
             held = load()
             guided = _roll_out(plan, held, weight, episodes)
-            write_json(path, accuracies(held["critic"], cloned(), guided))
-        rows.append(row | read_json(path))
+            write_value(path, accuracies(held["critic"], cloned(), guided))
+        rows.append(row | read_value(path))
     return {
         "env": ENV,
         "training_seeds": len(plan.seeds),
