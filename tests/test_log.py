@@ -13,28 +13,31 @@ from qgf.errors import UserError
 def path(tmp_path):
     with metrics_writer(lambda values, step: None, tmp_path, (3, 5)) as log:
         for step in (10, 20, 30):
-            log("train", step, {"loss": np.array([step / 7, -step])})
+            for split in ("train", "validation"):
+                log(split, step, {"loss": np.array([step / 7, -step])})
     return tmp_path / "metrics.jsonl"
 
 
 def test_lines_come_back(path):
-    lines = read_metrics(path)
+    lines = read_metrics(path, 30)
     assert [(line["step"], line["seed"], line["loss"]) for line in lines] == [
-        (step, seed, loss) for step in (10, 20, 30) for seed, loss in ((3, step / 7), (5, -step))
+        (step, seed, loss)
+        for step in (10, 20, 30)
+        for seed, loss in ((3, step / 7), (5, -step)) * 2
     ]
     with open(path, "a") as file:
         file.write('{"step": 40')
-    assert read_metrics(path) == lines
+    assert read_metrics(path, 30) == lines
 
 
 def test_truncation(path):
     whole = path.read_bytes().splitlines(keepends=True)
     truncate_metrics(path, 20)
-    assert path.read_bytes() == b"".join(whole[:4])
+    assert path.read_bytes() == b"".join(whole[:8])
 
 
 def test_no_flip_of_a_line_changes_it_in_silence(path):
-    whole, lines = path.read_bytes(), read_metrics(path)
+    whole, lines = path.read_bytes(), read_metrics(path, 30)
     rng = random.Random(0)
     noticed = 0
     for at in range(len(whole) - 1):
@@ -42,7 +45,7 @@ def test_no_flip_of_a_line_changes_it_in_silence(path):
         flipped[at] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         try:
-            read = read_metrics(path)
+            read = read_metrics(path, 30)
             for ours, theirs in zip(read, lines, strict=True):  # the checksum's own name
                 assert {k: ours.get(k) for k in theirs if k != "checksum"} == {
                     k: theirs[k] for k in theirs if k != "checksum"
@@ -58,8 +61,8 @@ def test_a_damaged_line_is_named_unless_the_resumed_run_writes_it_again(path):
     nothing = bytes(20) + b"\n"
     for lines, message in (
         ([whole[0], nothing, *whole[2:]], "line 2, is damaged"),
-        ([*whole[:4], nothing, whole[5]], None),
-        ([*whole[:4], nothing], None),
+        ([*whole[:8], nothing, whole[9]], None),
+        ([*whole[:8], nothing], None),
     ):
         path.write_bytes(b"".join(lines))
         if message:
@@ -67,15 +70,17 @@ def test_a_damaged_line_is_named_unless_the_resumed_run_writes_it_again(path):
                 truncate_metrics(path, 20)
         else:
             truncate_metrics(path, 20)
-            assert path.read_bytes() == b"".join(whole[:4])
+            assert path.read_bytes() == b"".join(whole[:8])
 
 
 def test_a_log_that_lost_its_end_is_not_gone_on_with(path):
     whole = path.read_bytes()
-    for damaged in (whole.splitlines(keepends=True)[0], b"\xff\xfe\n", b""):
+    lines = whole.splitlines(keepends=True)
+    for damaged in (lines[0], b"".join(lines[:7]), b"\xff\xfe\n", b""):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="has nothing of step 20, at which the run goes on"):
-            truncate_metrics(path, 20)
+        for read in (truncate_metrics, read_metrics):
+            with pytest.raises(UserError, match=r"lacks lines of step 20|line 1, is damaged"):
+                read(path, 20)
         assert path.read_bytes() == damaged
     path.unlink()
     truncate_metrics(path, 20)

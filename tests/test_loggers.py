@@ -1,12 +1,13 @@
 """What is sent to TensorBoard and W&B, by stand-ins with their interfaces; when they refuse."""
 
+import json
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from qgf._log import metrics_writer, read_metrics, started
+from qgf._log import metrics_writer, started
 from qgf.errors import UserError
 
 METRICS = {
@@ -77,7 +78,7 @@ def log_all(logger, out):
     with started(logger, out, {"env": "e"}) as send, metrics_writer(send, out, (3, 5)) as log:
         for (split, step), metrics in METRICS.items():
             log(split, step, metrics)
-    lines = read_metrics(out / "metrics.jsonl")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(line["split"], line["step"], line["seed"], line["loss"]) for line in lines] == [
         *(("train", 10, 3, 1.5), ("train", 10, 5, 2.5)),
         *(("validation", 20, 3, 3.5), ("validation", 20, 5, 4.5)),

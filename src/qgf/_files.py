@@ -145,7 +145,8 @@ def _hold(path: Path) -> int:
             holder = _holder(handle)
             os.close(handle)
             raise UserError(
-                f"{path.parent} is already in use by {holder}; wait until it ends, or name another folder"
+                f"{path.parent} is already in use by {holder}; wait until it ends, or name another "
+                "folder"
             )
         # The last holder removes the file; one that was removed meanwhile locks nothing.
         with contextlib.suppress(FileNotFoundError):

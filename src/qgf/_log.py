@@ -20,16 +20,20 @@ Logger = Literal["none", "tensorboard", "wandb"]
 LINE = {"step": int, "split": str, "seed": int}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
     """Return the lines of a metrics.jsonl; a last line that was cut off is left out.
 
+    Args:
+        step: of the run's last checkpoint, up to which there must be lines.
+
     Raises:
-        UserError: the file cannot be read, or a line is not what was written.
+        UserError: the file cannot be read, or a line is missing or not what was written.
     """
     lines = _lines(path)
     for number, line in enumerate(lines, 1):
         if line is None:
             raise _damaged(path, number)
+    _check_end(path, lines, step)
     return lines
 
 
@@ -39,20 +43,28 @@ def truncate_metrics(path: Path, step: int) -> None:
     So are damaged lines behind the last of them: a machine that lost its power leaves such.
 
     Raises:
-        UserError: a line before `step` is damaged, or those of `step` are not there.
+        UserError: a line up to `step` is damaged or missing.
     """
     lines = _lines(path) if path.exists() else []
     kept = [i for i, line in enumerate(lines) if line is not None and line["step"] <= step]
     for i in range(kept[-1] if kept else 0):
         if lines[i] is None:
             raise _damaged(path, i + 1)
-    if path.exists() and step and not (kept and lines[kept[-1]]["step"] == step):
-        raise UserError(
-            f"{path} has nothing of step {step}, at which the run goes on; restore it, or delete "
-            "it to go on without what it held"
-        )
+    if path.exists() and step:
+        _check_end(path, [lines[i] for i in kept], step)
     with atomic_open(path, "w") as file:
         file.writelines(json.dumps(lines[i]) + "\n" for i in kept)
+
+
+def _check_end(path: Path, lines: list[dict[str, Any]], step: int) -> None:
+    """Raise a UserError unless a checkpoint's lines, two for every seed, are there."""
+    seeds = {line["seed"] for line in lines}
+    last = {(line["split"], line["seed"]) for line in lines if line["step"] == step}
+    if not seeds or len(last) < 2 * len(seeds):
+        raise UserError(
+            f"{path} lacks lines of step {step}, of which there is a checkpoint; restore it, or "
+            "delete it to go on without what it held"
+        )
 
 
 def _lines(path: Path) -> list[dict[str, Any] | None]:
