@@ -251,5 +251,5 @@ def test_critic_without_a_gradient_does_not_guide(run, pair, capsys):
 def test_weight_cannot_be_measured_without_the_data(run, pair, tmp_path):
     record = load_record(run)
     record["data"]["folder"] = str(tmp_path / "gone")
-    with pytest.raises(UserError, match="gone is gone; name a weight"):
+    with pytest.raises(UserError, match="gone is gone; name where they are"):
         auto_weight(pair, record)

@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import shutil
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -15,7 +16,7 @@ from evaluations import evaluation
 
 import qgf.rollout
 from qgf._evaluation import read_evaluation, write_evaluation
-from qgf._files import FORMAT, sha256, write_json
+from qgf._files import FORMAT, read_record, sha256, write_json, write_record
 from qgf._workers import Reply, Workers
 from qgf.calibration import auto_weight
 from qgf.checkpoint import load_learner, load_record
@@ -305,6 +306,18 @@ def test_default_weight_is_that_of_the_networks_that_act(run, other_critic, fake
     assert earlier["checkpoint"] == 20
 
 
+def test_data_that_were_moved_are_named(run, data, fake, tmp_path):
+    options = {"episodes": 1, "tune_episodes": 1, "slots": 4}
+    copied = shutil.copytree(run, tmp_path / "run")
+    record = read_record(copied / "config.json")
+    record["data"] |= {"folder": str(tmp_path / "gone"), "relative": "gone"}
+    write_record(copied / "config.json", record)
+    with pytest.raises(UserError, match=r"gone is gone; name where they are \(--data\)"):
+        evaluate(copied, **options)
+    moved = evaluate(copied, data=data, **options)
+    assert moved["weights"] == evaluate(run, **options)["weights"]
+
+
 DAMAGED = [
     ((), []),
     ((), {}),
@@ -376,7 +389,7 @@ def played(monkeypatch, run, tmp_path):
 def test_the_command_passes_everything_on(played, run, tmp_path):
     folder, film, critic = played["run"], tmp_path / "a.mp4", run
     options = "--method qgf bfn --weights 0.1 0.2 --best-of 3 --episodes 7 --tune-episodes 5"
-    more = "--workers 3 --slots 4 --seed 6 --checkpoint 20"
+    more = "--workers 3 --slots 4 --seed 6 --checkpoint 20 --data d"
     argv = ["eval", str(folder), *options.split(), *more.split()]
     main([*argv, "--critic", str(critic), "--video", str(film), "--json", str(tmp_path / "j")])
     assert played["evaluate"] == (
@@ -384,6 +397,7 @@ def test_the_command_passes_everything_on(played, run, tmp_path):
         {
             **{"methods": ("qgf", "bfn"), "critic": critic, "episodes": 7, "tune_episodes": 5},
             **{"best_of": (3,), "workers": 3, "slots": 4, "seed": 6, "checkpoint": "20"},
+            **{"data": Path("d")},
         },
     )
     assert played["check"] == (TASK, film)

@@ -91,7 +91,7 @@ def auto_weight(learners: Learners, record: dict) -> float:
     try:
         batch = validation_batch(record, STATES)
     except UserError as error:
-        raise UserError(f"{error}; name a weight") from None
+        raise UserError(f"{error}; name where they are (--data), or a weight") from None
     pair = {role: learners[role] for role in ("policy", "critic")}
     seeds = len(jax.tree.leaves(eqx.filter(pair["policy"], eqx.is_array))[0])
     scales = []

@@ -154,6 +154,8 @@ class Eval:
     """of the environments and the noise"""
     checkpoint: str = "last"
     """last, or a step"""
+    data: Path | None = None
+    """folder of the run's data (--critic's, if given), if they were moved"""
     json: Path | None = None
     """also write the result here (it is always in RUN/eval.json)"""
     video: Path | None = None
@@ -185,6 +187,7 @@ class Eval:
             slots=self.slots,
             seed=self.seed,
             checkpoint=self.checkpoint,
+            data=self.data,
         )
         print(format_result(result), flush=True)
         unwritten = None

@@ -38,6 +38,7 @@ def evaluate(
     slots: int = 32,
     seed: int = 0,
     checkpoint: str = "last",
+    data: Path | None = None,
 ) -> dict:
     """Evaluate methods on a run and return the result, which `write_evaluation` keeps.
 
@@ -56,6 +57,8 @@ def evaluate(
         slots: episodes that run at a time.
         seed: of the environments and the noise.
         checkpoint: "last" or a step's number.
+        data: folder of the data of the run whose critic guides, if it is no longer where it was
+            in training; read only to measure a weight.
 
     Raises:
         UserError: no such method, run or checkpoint, a run without task or without what a
@@ -73,6 +76,8 @@ def evaluate(
         raise UserError(f"{', '.join(named)}: not tuned by a weight; leave --weights out")
     record = load_record(run)
     judge = record if critic is None else load_record(critic)
+    if data is not None:
+        judge["data"]["folder"] = str(data)
     env, spec = judge["env"], Spec(**judge["spec"])
     if not (EnvName.parse(env).singletask or spec.goal):
         raise UserError(
