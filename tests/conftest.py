@@ -77,7 +77,7 @@ def bounded_memory():
 def bounded_module():
     """A module that compiles much forgets it in between."""
     yield
-    if resident_memory() > 0.6 * MEMORY:
+    if resident_memory() > 0.5 * MEMORY:
         release_memory()
 
 

@@ -22,6 +22,7 @@ from qgf.compare import compare
 from qgf.config import PRESETS, Spec
 from qgf.errors import UserError
 from qgf.methods import find_method, settings
+from qgf.train import train
 
 OTHER = TASK.replace("task1", "task2")
 GOALS = "cube-single-play-oraclerep-v0"
@@ -72,8 +73,15 @@ def compared(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         brief = functools.partial(Workers, max_episode_steps=10)
         patch.setattr(qgf.protocol, "Workers", brief)
+        patch.setattr(qgf.protocol, "train", forgetting)
         run(data, out)
     return out
+
+
+def forgetting(*arguments, **options):
+    """Train, and drop the programs compiled for it."""
+    train(*arguments, **options)
+    release_memory()
 
 
 def test_runs_are_shared(compared):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import release_memory
 from matplotlib.figure import Figure
 
 from qgf._workers import Workers
@@ -73,6 +74,7 @@ def test_studies_of_goals(tmp_path, monkeypatch):
     monkeypatch.setattr("qgf.protocol.Workers", brief)
     env, found = "cube-single-play-oraclerep-v0", {}
     for name in ANYWHERE:
+        release_memory()  # every study compiles programs of its own
         run_study(name, "smoke", tmp_path, env)
         found[name] = json.loads((tmp_path / f"{name}-{env}.json").read_text())
     (only,) = (tmp_path / "smoke/runs/cube-single-play").glob("*/critic")

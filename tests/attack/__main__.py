@@ -1,12 +1,15 @@
 """Attack qgf with kills, flipped bytes and senseless command lines.
 
 python tests/attack --kills 200 --flips 2000 --commands 1000 --seed 0 --json FILE
+
+Parts may be run apart: what FILE holds of others stays.
 """
 
 import argparse
 import importlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +19,8 @@ for name in ("kills", "flips", "commands", "seed"):
     parser.add_argument(f"--{name}", type=int, default=0)
 parser.add_argument("--json", type=Path)
 options = parser.parse_args()
+git = ["git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD"]
+commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
 
 with tempfile.TemporaryDirectory(prefix="qgf-attack-") as scratch:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/cache")
@@ -28,8 +33,13 @@ with tempfile.TemporaryDirectory(prefix="qgf-attack-") as scratch:
             folder = Path(scratch) / name
             folder.mkdir()
             attack = importlib.import_module(name).attack
-            found[name] = attack(folder, count, options.seed, lambda text: print(text, flush=True))
+            found[name] = {
+                "command": f"python tests/attack --{name} {count} --seed {options.seed}",
+                "commit": commit,
+                **attack(folder, count, options.seed, lambda text: print(text, flush=True)),
+            }
 print(json.dumps(found, indent=1))
 if options.json:
-    options.json.write_text(json.dumps(found, indent=1) + "\n")
+    kept = json.loads(options.json.read_text()) if options.json.exists() else {}
+    options.json.write_text(json.dumps(kept | found, indent=1) + "\n")
 sys.exit(any(each["wrong"] for each in found.values()))
