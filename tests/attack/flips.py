@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from kills import FEW, NAME, TASK, TRAINING
@@ -136,6 +137,10 @@ def attack(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> d
                 noticed += 1
             elif code is None and text == right[reader]:
                 harmless += 1
+                # What ran to its end compiled programs; thousands of them are more than a process
+                # may map into its memory.
+                eqx.clear_caches()
+                jax.clear_caches()
             else:
                 at = next(
                     (
