@@ -78,17 +78,21 @@ def _umask() -> int:
     return mask
 
 
-def sweep(folder: str | Path) -> None:
-    """Remove temporary files and folders in `folder` whose writers were killed."""
+def sweep(folder: str | Path, age: float = 1.0) -> None:
+    """Remove temporary files and folders in `folder` whose writers were killed.
+
+    Args:
+        age: seconds that a file must be old. Between making a file and locking it a living writer
+            is without a lock.
+    """
     for path in Path(folder).glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDONLY)
             try:
-                # Between making a file and locking it a living writer is without a lock.
                 # Folders are made by holders of the folder they lie in alone.
                 if path.is_dir():
                     shutil.rmtree(path)
-                elif time.time() - os.fstat(handle).st_mtime > 1 and _flock(handle):
+                elif time.time() - os.fstat(handle).st_mtime > age and _flock(handle):
                     path.unlink()
             finally:
                 os.close(handle)
@@ -129,6 +133,7 @@ def locked(folder: str | Path) -> Iterator[None]:
             os.pwrite(handle, json.dumps(who).encode(), 0)
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        sweep(folder, age=0)  # who writes here holds the folder
         yield
 
 
