@@ -133,7 +133,7 @@ def locked(folder: str | Path) -> Iterator[None]:
             os.pwrite(handle, json.dumps(who).encode(), 0)
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-        sweep(folder, age=0)  # who writes here holds the folder
+        sweep(folder, age=0.0)  # who writes here holds the folder
         yield
 
 
