@@ -83,8 +83,14 @@ def test_pruning_keeps_the_last(tmp_path):
     for step in (10, 20, 30, 40):
         save_checkpoint(tmp_path, step, {"x": {"y": jnp.ones(2)}})
     prune_checkpoints(tmp_path, keep=2)
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["00000030", "00000040"]
+    assert list_checkpoints(tmp_path) == [30, 40]
+
+
+def test_pruning_drops_what_a_stop_saved_once_a_later_one_is_there(tmp_path):
+    for step, kept in ((20, [20]), (30, [20, 30]), (40, [20, 40]), (60, [40, 60])):
+        save_checkpoint(tmp_path, step, {"x": {"y": jnp.ones(2)}})
+        prune_checkpoints(tmp_path, keep=2, every=20)
+        assert list_checkpoints(tmp_path) == kept
 
 
 def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path):

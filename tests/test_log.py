@@ -5,8 +5,12 @@ import random
 import numpy as np
 import pytest
 
-from qgf._log import metrics_writer, read_metrics, truncate_metrics
+from qgf._log import Log, metrics_writer, read_metrics, truncate_metrics
 from qgf.errors import UserError
+
+
+def logged(step):
+    return Log({"train": step, "validation": step})
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def path(tmp_path):
 
 
 def test_lines_come_back(path):
-    lines = read_metrics(path, 30)
+    lines = read_metrics(path, logged(30))
     assert [(line["step"], line["seed"], line["loss"]) for line in lines] == [
         (step, seed, loss)
         for step in (10, 20, 30)
@@ -27,17 +31,17 @@ def test_lines_come_back(path):
     ]
     with open(path, "a") as file:
         file.write('{"step": 40')
-    assert read_metrics(path, 30) == lines
+    assert read_metrics(path, logged(30)) == lines
 
 
 def test_truncation(path):
     whole = path.read_bytes().splitlines(keepends=True)
-    truncate_metrics(path, 20)
+    truncate_metrics(path, logged(20))
     assert path.read_bytes() == b"".join(whole[:8])
 
 
 def test_no_flip_of_a_line_changes_it_in_silence(path):
-    whole, lines = path.read_bytes(), read_metrics(path, 30)
+    whole, lines = path.read_bytes(), read_metrics(path, logged(30))
     rng = random.Random(0)
     noticed = 0
     for at in range(len(whole) - 1):
@@ -45,7 +49,7 @@ def test_no_flip_of_a_line_changes_it_in_silence(path):
         flipped[at] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         try:
-            read = read_metrics(path, 30)
+            read = read_metrics(path, logged(30))
             for ours, theirs in zip(read, lines, strict=True):  # the checksum's own name
                 assert {k: ours.get(k) for k in theirs if k != "checksum"} == {
                     k: theirs[k] for k in theirs if k != "checksum"
@@ -67,9 +71,9 @@ def test_a_damaged_line_is_named_unless_the_resumed_run_writes_it_again(path):
         path.write_bytes(b"".join(lines))
         if message:
             with pytest.raises(UserError, match=message):
-                truncate_metrics(path, 20)
+                truncate_metrics(path, logged(20))
         else:
-            truncate_metrics(path, 20)
+            truncate_metrics(path, logged(20))
             assert path.read_bytes() == b"".join(whole[:8])
 
 
@@ -80,8 +84,8 @@ def test_a_log_that_lost_its_end_is_not_gone_on_with(path):
         path.write_bytes(damaged)
         for read in (truncate_metrics, read_metrics):
             with pytest.raises(UserError, match=r"lacks lines of step 20|line 1, is damaged"):
-                read(path, 20)
+                read(path, logged(20))
         assert path.read_bytes() == damaged
     path.unlink()
-    truncate_metrics(path, 20)
+    truncate_metrics(path, logged(20))
     assert path.read_bytes() == b""

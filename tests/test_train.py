@@ -225,6 +225,23 @@ def test_windows_of_the_log_do_not_depend_on_an_interruption(data, tmp_path):
     assert steps == [20, 20, 30, 30, 40, 40, 60, 60]
 
 
+@pytest.mark.bit_exact
+def test_stopped_at_every_step_equals_uninterrupted(data, tmp_path, monkeypatch):
+    """The same bytes, log and checkpoints included: a stop is saved between two lines of it."""
+    odd = config(steps=60, log_every=30, validate_every=20, checkpoint_every=40)
+    train(TASK, data, tmp_path / "whole", odd, seeds=(3, 5))
+
+    def stopped(fixed, state, step, count):
+        os.kill(os.getpid(), signal.SIGINT)
+        return train_steps(fixed, state, step, count)
+
+    monkeypatch.setattr(qgf.train, "train_steps", stopped)
+    for start in range(0, 60, 10):
+        with pytest.raises(TrainingInterrupted, match=f"step {start + 10} is saved"):
+            train(TASK, data, tmp_path / "again", odd, seeds=(3, 5), resume=start > 0)
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
 def test_prolonged_from_an_odd_step_keeps_the_rhythm(run, data, tmp_path):
     out = tmp_path / "run"
     train(TASK, data, out, config(steps=25), seeds=(3, 5))

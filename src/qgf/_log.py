@@ -6,12 +6,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from qgf._files import atomic_open, check_form, parse_json, seal, sealed
+from qgf.checkpoint import read_state
 from qgf.errors import UserError
 
 Logger = Literal["none", "tensorboard", "wandb"]
@@ -20,11 +22,44 @@ Logger = Literal["none", "tensorboard", "wandb"]
 LINE = {"step": int, "split": str, "seed": int}
 
 
-def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+@dataclass
+class Log:
+    """What a checkpoint knows of the log, so that a stop between two lines leaves no trace.
+
+    Attributes:
+        logged: the last step that was logged of each split.
+        window: training metrics since then, of which the next line is the mean: for every device
+            call a number per training seed, by name.
+    """
+
+    logged: dict[str, int] = field(default_factory=dict)
+    window: list[dict[str, list[float]]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "Log":
+        """Return what a checkpoint's state.json says. UserError if it is damaged."""
+        state = read_state(checkpoint)
+        if "logged" not in state:  # earlier versions logged whenever they saved
+            return cls({"train": state["step"], "validation": state["step"]})
+        form = {"logged": {str: int}, "window": [{str: [float]}]}
+        check_form(state, form, str(checkpoint / "state.json"))
+        return cls(state["logged"], state["window"])
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """Note the training metrics of a device call."""
+        self.window.append({name: values.tolist() for name, values in metrics.items()})
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Return the mean of the window, which is then empty."""
+        window, self.window = self.window, []
+        return {k: np.mean(np.array([w[k] for w in window], np.float32), 0) for k in window[0]}
+
+
+def read_metrics(path: Path, log: Log) -> list[dict[str, Any]]:
     """Return the lines of a metrics.jsonl; a last line that was cut off is left out.
 
     Args:
-        step: of the run's last checkpoint, up to which there must be lines.
+        log: of the run's last checkpoint, up to which there must be lines.
 
     Raises:
         UserError: the file cannot be read, or a line is missing or not what was written.
@@ -33,12 +68,12 @@ def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if line is None:
             raise _damaged(path, number)
-    _check_end(path, lines, step)
+    _check_end(path, lines, log)
     return lines
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which the resumed run will write again.
+def truncate_metrics(path: Path, log: Log) -> None:
+    """Drop the lines after the last that was logged, which the resumed run will write again.
 
     So are damaged lines behind the last of them: a machine that lost its power leaves such.
 
@@ -46,25 +81,27 @@ def truncate_metrics(path: Path, step: int) -> None:
         UserError: a line up to `step` is damaged or missing.
     """
     lines = _lines(path) if path.exists() else []
+    step = max(log.logged.values(), default=0)
     kept = [i for i, line in enumerate(lines) if line is not None and line["step"] <= step]
     for i in range(kept[-1] if kept else 0):
         if lines[i] is None:
             raise _damaged(path, i + 1)
-    if path.exists() and step:
-        _check_end(path, [lines[i] for i in kept], step)
+    if path.exists():
+        _check_end(path, [lines[i] for i in kept], log)
     with atomic_open(path, "w") as file:
         file.writelines(json.dumps(lines[i]) + "\n" for i in kept)
 
 
-def _check_end(path: Path, lines: list[dict[str, Any]], step: int) -> None:
-    """Raise a UserError unless a checkpoint's lines, two for every seed, are there."""
-    seeds = {line["seed"] for line in lines}
-    last = {(line["split"], line["seed"]) for line in lines if line["step"] == step}
-    if not seeds or len(last) < 2 * len(seeds):
-        raise UserError(
-            f"{path} lacks lines of step {step}, of which there is a checkpoint; restore it, or "
-            "delete it to go on without what it held"
-        )
+def _check_end(path: Path, lines: list[dict[str, Any]], log: Log) -> None:
+    """Raise a UserError unless the last line of every split and seed is there."""
+    seeds = {line["seed"] for line in lines} or {0}
+    there = {(line["split"], line["step"], line["seed"]) for line in lines}
+    for split, step in log.logged.items():
+        if not {(split, step, seed) for seed in seeds} <= there:
+            raise UserError(
+                f"{path} lacks lines of step {step}, of which there is a checkpoint; restore it, "
+                "or delete it to go on without what it held"
+            )
 
 
 def _lines(path: Path) -> list[dict[str, Any] | None]:

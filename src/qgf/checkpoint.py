@@ -3,7 +3,7 @@
 RUN/config.json                     what was asked for, versions, data hashes
 RUN/metrics.jsonl                   losses
 RUN/checkpoints/STEP/*.safetensors  one file a learner, and the optimizer's state
-RUN/checkpoints/STEP/state.json     step, and the SHA-256 of each of these files
+RUN/checkpoints/STEP/state.json     step, the SHA-256 of each of these files, what was logged
 """
 
 import dataclasses
@@ -110,8 +110,14 @@ def load_arrays(path: Path, like: Tree, sha256: str | None) -> Tree:
     return eqx.combine(jax.tree.unflatten(jax.tree.structure(shapes), leaves), static)
 
 
-def save_checkpoint(run: Path, step: int, trees: dict[str, Any]) -> None:
-    """Write checkpoints/STEP as a whole: it appears complete or not at all."""
+def save_checkpoint(
+    run: Path, step: int, trees: dict[str, Any], log: dict[str, Any] | None = None
+) -> None:
+    """Write checkpoints/STEP as a whole: it appears complete or not at all.
+
+    Args:
+        log: a `Log` as a dict, by default that of a run of which nothing was logged.
+    """
     folder = run / "checkpoints"
     target = folder / f"{step:08d}"
     temporary = None
@@ -123,7 +129,8 @@ def save_checkpoint(run: Path, step: int, trees: dict[str, Any]) -> None:
             name: save_arrays(temporary / f"{name}.safetensors", tree)
             for name, tree in trees.items()
         }
-        write_record(temporary / "state.json", {"step": step, "sha256": digests})
+        state = {"step": step, "sha256": digests, **(log or {"logged": {}, "window": []})}
+        write_record(temporary / "state.json", state)
         if target.exists():
             retire(target)
         os.replace(temporary, target)
@@ -143,9 +150,16 @@ def list_checkpoints(run: Path) -> list[int]:
     return sorted(int(f.name) for f in folders if re.fullmatch(r"[0-9]{8,18}", f.name))
 
 
-def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints."""
-    for step in list_checkpoints(run)[:-keep]:
+def prune_checkpoints(run: Path, keep: int, every: int = 1) -> None:
+    """Remove all but the last `keep` checkpoints.
+
+    Args:
+        every: steps between checkpoints; one between them, where a training was stopped, goes
+            when a later one is there, so that stopping leaves no trace.
+    """
+    steps = list_checkpoints(run)
+    regular = [step for step in steps if step % every == 0 or step == steps[-1]]
+    for step in set(steps) - set(regular[-keep:]):
         retire(run / "checkpoints" / f"{step:08d}")
 
 
@@ -174,15 +188,24 @@ def digest_of(checkpoint: Path, name: str) -> str | None:
 
     None if it is of format 1, which notes none. UserError if it is damaged.
     """
+    state = read_state(checkpoint)
+    if "sha256" not in state:
+        return None
+    check_form(state, {"sha256": {name: str}}, str(checkpoint / "state.json"))
+    return state["sha256"][name]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return a checkpoint's state.json.
+
+    UserError if it is damaged, or the folder was renamed.
+    """
     path = checkpoint / "state.json"
     state = read_record(path)
     check_form(state, {"step": int}, str(path))
     if state["step"] != int(checkpoint.name):
         raise UserError(f"{path} is of step {state['step']}: {checkpoint} was renamed")
-    if "sha256" not in state:
-        return None
-    check_form(state, {"sha256": {name: str}}, str(path))
-    return state["sha256"][name]
+    return state
 
 
 def load_record(run: Path) -> dict:

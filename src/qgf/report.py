@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qgf._evaluation import read_evaluation
-from qgf._log import read_metrics
+from qgf._log import Log, read_metrics
 from qgf._page import Page, data_url
 from qgf._validation import intact_manifest, validation_batch
 from qgf.checkpoint import find_checkpoint, load_record
@@ -264,7 +264,7 @@ def _sample_q(run: Path, result: dict, weight: float) -> Float[np.ndarray, "acti
 def _curves(page: Page, run: Path) -> None:
     page.add("<h2>Learning curves</h2>")
     path = run / "metrics.jsonl"
-    lines = read_metrics(path, int(find_checkpoint(run).name)) if path.exists() else []
+    lines = read_metrics(path, Log.of(find_checkpoint(run))) if path.exists() else []
     names = sorted({name for line in lines for name in line if "/" in name}, key=_losses_first)
     if not names:
         page.note("Not shown: the run has no metrics.jsonl.")

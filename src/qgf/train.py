@@ -1,6 +1,7 @@
 """Training: one loop for every learner, with checkpoints, resume, validation and logs."""
 
 import contextlib
+import dataclasses
 import itertools
 import signal
 import threading
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qgf._files import locked, sweep, write_record
-from qgf._log import Logger, metrics_writer, started, truncate_metrics
+from qgf._log import Log, Logger, metrics_writer, started, truncate_metrics
 from qgf._progress import progress
 from qgf._record import (
     borrow,
@@ -123,7 +124,7 @@ def train(
             if step:
                 frozen = borrow_again(out, sources, record)
                 sweep(out / "checkpoints")
-                prune_checkpoints(out, config.keep)
+                prune_checkpoints(out, config.keep, config.checkpoint_every)
             else:
                 frozen = borrow(out, sources, record)
             write_record(out / "config.json", record)
@@ -131,10 +132,11 @@ def train(
             state = create_state(record["learners"], spec, config, run.seeds)
             if step:
                 state = _restore(find_checkpoint(out), state)
-            truncate_metrics(out / "metrics.jsonl", step)
+            log = Log.of(find_checkpoint(out)) if step else Log()
+            truncate_metrics(out / "metrics.jsonl", log)
             print(f"rewards: {dataset.rewards}")
-            with metrics_writer(send, out, seeds) as log:
-                _loop(run, state, validation, rotating, step, log)
+            with metrics_writer(send, out, seeds) as write:
+                _loop(run, state, validation, rotating, step, log, write)
 
 
 def _restore(checkpoint: Path, state: State) -> State:
@@ -153,10 +155,10 @@ def _loop(
     validation: Chunks | GoalChunks,
     rotating: Iterator[Chunks | GoalChunks],
     step: int,
-    log: Callable,
+    log: Log,
+    write: Callable,
 ) -> None:
     config = run.config
-    window: list[dict[str, np.ndarray]] = []
     data = None
     with progress() as bar, _interrupt() as interrupted:
         task = bar.add_task("training", total=config.steps, completed=step, unit="steps")
@@ -169,42 +171,39 @@ def _loop(
             count = min(count, config.steps - step)
             fixed = Fixed(data, run.seeds, config, run.frozen)
             state, metrics = train_steps(fixed, state, jnp.asarray(step), count)
-            window.append({k: np.asarray(v) for k, v in metrics.items()})
+            metrics = {k: np.asarray(v) for k, v in metrics.items()}
+            log.add(metrics)
             step += count
-            _check_finite(run, window[-1], step)
+            _check_finite(run, metrics, step)
             bar.update(task, completed=step)
             stop = bool(interrupted)  # once: Ctrl-C may come while this step is logged
-            last = stop or step == config.steps
-            checkpoint = step % config.checkpoint_every == 0 or last
-            # A checkpoint ends the window too, so that a resumed run has the same windows.
+            checkpoint = step % config.checkpoint_every == 0 or step == config.steps
             if step % config.log_every == 0 or checkpoint:
-                log(
-                    "train",
-                    step,
-                    {k: np.mean([w[k] for w in window], 0) for k in window[0]},
-                )
-                window = []
+                write("train", step, log.mean())
+                log.logged["train"] = step
             if step % config.validate_every == 0 or checkpoint:
                 losses = validation_losses(
                     validation, state.learners, run.frozen, config.batch_size
                 )
                 losses = {k: np.asarray(v) for k, v in losses.items()}
                 _check_finite(run, losses, step)
-                log("validation", step, losses)
-            if checkpoint:
-                _save(run, state, step)
+                write("validation", step, losses)
+                log.logged["validation"] = step
+            if checkpoint or stop:
+                _save(run, state, step, log)
             if stop:
                 raise _stopped(interrupted, f"step {step} is saved; add --resume to continue")
         if interrupted:  # since the last step was logged
             raise _stopped(interrupted, f"step {step} is saved, the last")
 
 
-def _save(run: _Run, state: State, step: int) -> None:
+def _save(run: _Run, state: State, step: int, log: Log) -> None:
     finite = jax.tree.map(lambda x: jnp.isfinite(x).all(), _arrays(state.learners))
     if not all(map(bool, jax.tree.leaves(finite))):
         _diverged(run, "a parameter", step)
-    save_checkpoint(run.out, step, {**state.learners, "optimizer": state.optimizer})
-    prune_checkpoints(run.out, run.config.keep)
+    trees = {**state.learners, "optimizer": state.optimizer}
+    save_checkpoint(run.out, step, trees, dataclasses.asdict(log))
+    prune_checkpoints(run.out, run.config.keep, run.config.checkpoint_every)
 
 
 def _arrays(tree: Any) -> Any:
