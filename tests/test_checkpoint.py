@@ -147,7 +147,7 @@ def test_arrays_of_another_shape(copied):
 
 def test_missing_arrays(copied):
     last(copied).unlink()
-    with pytest.raises(UserError, match=r"critic\.safetensors is missing"):
+    with pytest.raises(UserError, match=r"critic\.safetensors does not exist"):
         load_learner(copied, "critic")
 
 

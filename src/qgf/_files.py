@@ -26,6 +26,17 @@ EDITED = "edited"
 
 
 @contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Make a UserError of what the system says when `path` cannot be read in the block."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
 def atomic_open(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` that replaces it when the block succeeds.
 
@@ -198,11 +209,8 @@ def read_json(path: str | Path) -> Any:
         UserError: the file is missing or not JSON.
     """
     try:
-        return parse_json(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        with reading(path):
+            return parse_json(Path(path).read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON: {error}") from None
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qgf._files import atomic_open, check_form, parse_json, seal, sealed
+from qgf._files import atomic_open, check_form, parse_json, reading, seal, sealed
 from qgf.checkpoint import read_state
 from qgf.errors import UserError
 
@@ -106,10 +106,8 @@ def _check_end(path: Path, lines: list[dict[str, Any]], log: Log) -> None:
 
 def _lines(path: Path) -> list[dict[str, Any] | None]:
     """Return every whole line, None in place of a damaged one."""
-    try:
+    with reading(path):
         return [_line(text) for text in path.read_bytes().split(b"\n")[:-1]]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _line(text: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from qgf._files import LOCK, TEMPORARY, sha256
+from qgf._files import LOCK, TEMPORARY, reading, sha256
 from qgf.checkpoint import (
     arrays_digest,
     kinds_held,
@@ -145,10 +145,8 @@ def find_start(out: Path, resume: bool) -> int:
 
 
 def _names(out: Path) -> set[str]:
-    try:
+    with reading(out):
         return {path.name for path in out.iterdir()}
-    except OSError as error:
-        raise UserError(f"cannot read the folder {out}: {error.strerror or error}") from None
 
 
 def _ours(name: str) -> bool:

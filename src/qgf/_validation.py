@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qgf._files import reading
 from qgf.config import Config
 from qgf.data.dataset import Batch, Dataset
 from qgf.data.goals import GoalBatch, GoalDataset
-from qgf.data.manifest import Manifest, read_manifest, reading
+from qgf.data.manifest import Manifest, read_manifest
 from qgf.envs import EnvName
 from qgf.errors import UserError
 

@@ -28,6 +28,7 @@ from qgf._files import (
     atomic_open,
     check_form,
     read_record,
+    reading,
     retire,
     sha256,
     write_record,
@@ -81,12 +82,8 @@ def load_arrays(path: Path, like: Tree, sha256: str | None) -> Tree:
     Raises:
         UserError: the file is missing, damaged, or holds other arrays than `like`, or NaN.
     """
-    try:
+    with reading(path):
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; train again or name another checkpoint") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise UserError(
             f"{path} is damaged (its SHA-256 differs from the one noted when it was written); "
@@ -318,10 +315,8 @@ def learner_hash(run: Path, name: str, which: str = "last") -> str:
         UserError: no such run or checkpoint, or the file, whose hash was not noted, is gone.
     """
     path, digest = _file(Path(run), load_record(run), name, which)
-    try:
+    with reading(path):
         return digest or sha256(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _file(run: Path, record: dict, name: str, which: str) -> tuple[Path, str | None]:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from qgf._files import LOCK, TEMPORARY, atomic_open, locked, sha256
+from qgf._files import LOCK, TEMPORARY, atomic_open, locked, reading, sha256
 from qgf._processes import check_workers, follow_parent, worker_start
 from qgf._progress import progress
 from qgf.data._oracles import make_oracles
-from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest, reading
+from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
 from qgf.envs import EnvName, make_env
 from qgf.errors import UserError, check_counts
 

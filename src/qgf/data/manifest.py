@@ -7,13 +7,12 @@ folder too; several are NAME-000.npz, NAME-000-val.npz, NAME-001.npz and so on.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from qgf._files import check_form, read_record, sha256, write_record
+from qgf._files import check_form, read_record, reading, sha256, write_record
 from qgf.data._npz import read_arrays
 from qgf.envs import make_env, state_widths
 from qgf.errors import UserError
@@ -104,15 +103,6 @@ class Manifest:
         content = dataclasses.asdict(self)
         del content["folder"]
         write_record(self.folder / FILE, content)
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Make a UserError of what the system says when `path` cannot be read in the block."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def load_manifest(folder: str | Path) -> Manifest:
