@@ -42,7 +42,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from qgf.config import Config  # noqa: E402
-from qgf.data.collect import collect  # noqa: E402
+from qgf.data.collect import _make, collect  # noqa: E402
 from qgf.train import train  # noqa: E402
 
 TASK = "cube-single-play-singletask-task1-v0"
@@ -60,9 +60,15 @@ TINY = Config(
 
 
 # At most this much memory for a process of the tests, so that two run beside other work.
-# Studies and runs with goals come to 2.1 GB in the whole suite, all else stays below 2.
-MEMORY = 2_400_000  # kilobytes
+MEMORY = 2_000_000  # kilobytes
 RELEASE = 1_000_000  # beyond which a module drops its programs between tests
+
+
+def pytest_collection_finish():
+    """Tracing makes millions of objects, for which the collector need not visit every module."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +76,7 @@ def bounded_memory():
     """Compiled programs are what fills a test process: none outlives its module."""
     before = peak_memory()
     yield
-    release_memory()
+    release_memory(environments=0)
     # The first module that goes beyond it fails; the peak is that of the process until now.
     assert before > MEMORY or peak_memory() <= MEMORY
 
@@ -83,17 +89,30 @@ def bounded_module():
         release_memory()
 
 
-def release_memory():
-    """Drop all that was compiled, and give back to the system what is free.
+def release_memory(environments=1):
+    """Drop all that was compiled, and give back what is free.
 
     Without the latter every module adds to the process's size.
+
+    Args:
+        environments: so many stay, unless there are more.
     """
+    _make.cache_clear()  # it holds an environment, too
+    envs = sys.modules.get("qgf._manipspace")
+    if envs and envs.FastEnv._prototype.cache_info().currsize > environments:  # of 160 MB each
+        envs.FastEnv._prototype.cache_clear()
     eqx.clear_caches()
     jax.clear_caches()
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def train_and_release(*arguments, **options):
+    """Train, and drop what was compiled for it."""
+    train(*arguments, **options)
+    release_memory()
 
 
 def resident_memory():
@@ -122,7 +141,7 @@ def data(tmp_path_factory):
 def run(data, tmp_path_factory):
     """A run of training seeds 3 and 5; read-only."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    train(TASK, data, folder, TINY, seeds=(3, 5))
+    train_and_release(TASK, data, folder, TINY, seeds=(3, 5))
     return folder
 
 
@@ -130,7 +149,7 @@ def run(data, tmp_path_factory):
 def policy_run(data, tmp_path_factory):
     """A run of the same seeds without a task, so of the policy alone; read-only."""
     folder = tmp_path_factory.mktemp("run") / "policy"
-    train("cube-single-play-v0", data, folder, TINY, seeds=(3, 5))
+    train_and_release("cube-single-play-v0", data, folder, TINY, seeds=(3, 5))
     return folder
 
 
@@ -139,7 +158,7 @@ def other_critic(data, policy_run, tmp_path_factory):
     """A run of another critic for the same task and seeds; read-only."""
     folder = tmp_path_factory.mktemp("run") / "critic"
     config = dataclasses.replace(TINY, learning_rate=1e-2)
-    train(TASK, data, folder, config, seeds=(3, 5), policy=policy_run)
+    train_and_release(TASK, data, folder, config, seeds=(3, 5), policy=policy_run)
     return folder
 
 

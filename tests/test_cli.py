@@ -1,5 +1,6 @@
 """The command line: a user's mistake is one line and code 2, Ctrl-C one line and code 130."""
 
+import functools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import qgf.commands
 from qgf.checkpoint import list_checkpoints
 from qgf.cli import main
 from qgf.config import PRESETS, Config
+from qgf.data.collect import collect
 from qgf.errors import OUT_OF_MEMORY, Terminated, UserError
 from qgf.train import train
 
@@ -472,10 +474,10 @@ def test_sigterm(capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted; the same command starts again\n"
 
 
-def interrupt(argv, started, printed=""):
+def interrupt(argv, started, printed="", code=""):
     """Press Ctrl-C, which reaches every process of a terminal, once `started()` holds."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "qgf.cli", *map(str, argv)],
+        [sys.executable, "-c", f"{code}\nfrom qgf.cli import run; run()", *map(str, argv)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -549,23 +551,30 @@ def test_ctrl_c_in_evaluation(delay, run, tmp_path):
     assert (copied / "eval.json").exists()
 
 
+SHARDS = ("--episodes", "2", "--shard-episodes", "1", "--val-episodes", "2")
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    """Shards of short episodes, collected at one go; read-only."""
+    folder = tmp_path_factory.mktemp("collected") / "whole"
+    collect(NAME, folder, 2, 2, 1, 1, 0, 301)
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 3.0])
-def test_ctrl_c_in_collection(delay, tmp_path):
-    argv = ["collect", NAME, "--episodes", "2", "--shard-episodes", "1", "--val-episodes", "2"]
-
-    def started(pid):
-        if not (tmp_path / "data" / "manifest.json").exists():
-            return False
-        time.sleep(delay)
-        return True
-
-    interrupt([*argv, "--out", tmp_path / "data"], started)
-    for out in ("data", "whole"):
-        main([*argv, "--out", str(tmp_path / out)])
+@pytest.mark.parametrize("written", ["manifest.json", f"{NAME}-000.npz"])
+def test_ctrl_c_in_collection(written, collected, tmp_path, monkeypatch):
+    """While the workers start, and while they play."""
+    argv = ["collect", NAME, "--out", tmp_path / "data", *SHARDS]
+    short = "import qgf.data.collect as data; data.collect.__defaults__ = (301,)"
+    interrupt(argv, lambda pid: (tmp_path / "data" / written).exists(), code=short)
+    assert not (tmp_path / "data" / f"{NAME}-001-val.npz").exists()
+    monkeypatch.setattr("qgf.data.collect.collect", functools.partial(collect, steps=301))
+    main([*map(str, argv), "--workers", "1"])
     ours, theirs = (
-        {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()}
-        for out in ("data", "whole")
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (tmp_path / "data", collected)
     )
     assert ours == theirs
 

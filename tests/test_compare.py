@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TASK, TINY, release_memory
+from conftest import TASK, TINY, release_memory, train_and_release
 
 import qgf.protocol
 from qgf._costs import count
@@ -22,7 +22,6 @@ from qgf.compare import compare
 from qgf.config import PRESETS, Spec
 from qgf.errors import UserError
 from qgf.methods import find_method, settings
-from qgf.train import train
 
 OTHER = TASK.replace("task1", "task2")
 GOALS = "cube-single-play-oraclerep-v0"
@@ -37,7 +36,7 @@ from qgf.config import Config
 
 qgf.protocol.Workers = functools.partial(Workers, max_episode_steps=10)
 compare({envs!r}, {methods!r}, [Path({data!r})], Path({out!r}), {config!r},
-        seeds=(3,), episodes=2, tune_episodes=1, slots=4)
+        seeds=(3,), episodes=2, tune_episodes=1, slots=4, workers=1)
 """
 
 
@@ -53,6 +52,7 @@ def untimed():
 def short(monkeypatch):
     brief = functools.partial(Workers, max_episode_steps=10)
     monkeypatch.setattr(qgf.protocol, "Workers", brief)
+    monkeypatch.setattr(qgf.protocol, "train", train_and_release)
 
 
 def tables(out):
@@ -63,7 +63,7 @@ def tables(out):
 
 
 def run(data, out, envs=(TASK, OTHER), methods=METHODS, **change):
-    options = {"seeds": (3,), "episodes": 2, "tune_episodes": 1, "slots": 4} | change
+    options = {"seeds": (3,), "episodes": 2, "tune_episodes": 1, "slots": 4, "workers": 1} | change
     return compare(envs, methods, [data], out, options.pop("config", TINY), **options)
 
 
@@ -73,15 +73,9 @@ def compared(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         brief = functools.partial(Workers, max_episode_steps=10)
         patch.setattr(qgf.protocol, "Workers", brief)
-        patch.setattr(qgf.protocol, "train", forgetting)
+        patch.setattr(qgf.protocol, "train", train_and_release)
         run(data, out)
     return out
-
-
-def forgetting(*arguments, **options):
-    """Train, and drop the programs compiled for it."""
-    train(*arguments, **options)
-    release_memory()
 
 
 def test_runs_are_shared(compared):

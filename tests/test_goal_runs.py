@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TASK, TINY
+from conftest import TASK, TINY, train_and_release
 
 import qgf
 import qgf.rollout
@@ -35,7 +35,7 @@ KEY = jax.random.key(0)
 def goal_run(data, run, tmp_path_factory):
     """A DQC critic for goals beside the policy of a single-task run; read-only."""
     folder = tmp_path_factory.mktemp("goals") / "run"
-    train(ENV, data, folder, TINY, seeds=(3, 5), policy=run)
+    train_and_release(ENV, data, folder, TINY, seeds=(3, 5), policy=run)
     return folder
 
 
@@ -192,7 +192,7 @@ def test_a_tasks_critic_may_guide_a_policy_trained_for_goals(run, goal_run, shor
 def test_domains_of_the_paper(domain, tmp_path, short):
     collect(f"{domain}-play-v0", tmp_path / "data", 1, 1, 1, 1, 0, 61)
     config = replace(TINY, steps=20, critic_chunk=10)
-    train(f"{domain}-play-oraclerep-v0", tmp_path / "data", tmp_path / "run", config)
+    train_and_release(f"{domain}-play-oraclerep-v0", tmp_path / "data", tmp_path / "run", config)
     result = evaluate(tmp_path / "run", [0.5], episodes=1, tune_episodes=1, workers=1, slots=5)
     assert len(result["qgf"]["goals"]) == GOALS
 

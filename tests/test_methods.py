@@ -9,7 +9,7 @@ from unittest.mock import patch
 import jax
 import numpy as np
 import pytest
-from conftest import TASK, TINY, release_memory
+from conftest import TASK, TINY
 
 import qgf
 from qgf.checkpoint import load_learner, load_record
@@ -45,7 +45,6 @@ def test_every_method_trains_saves_loads_and_acts(name, base, data, obs, tmp_pat
     method, run = METHODS[name], base
     before = frozen(base)
     if not set(kinds_of(method).values()) <= {"bc", "iql"}:
-        release_memory()  # every training compiles programs of its own
         run = tmp_path / "run"
         train(TASK, data, run, SHORT, seeds=(3, 5), method=name, base=base)
         record = load_record(run)

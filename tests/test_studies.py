@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import release_memory
+from conftest import release_memory, train_and_release
 from matplotlib.figure import Figure
 
 from qgf._workers import Workers
@@ -72,6 +72,7 @@ def test_studies_of_goals(tmp_path, monkeypatch):
     """One critic for all goals, at the goals of the validation data, and all five evaluated."""
     brief = functools.partial(Workers, max_episode_steps=10)
     monkeypatch.setattr("qgf.protocol.Workers", brief)
+    monkeypatch.setattr("qgf.protocol.train", train_and_release)
     env, found = "cube-single-play-oraclerep-v0", {}
     for name in ANYWHERE:
         release_memory()  # every study compiles programs of its own
