@@ -210,7 +210,7 @@ def test_layout_of_the_result(run, fake, tmp_path):
     assert 10 <= best_of["test"]["length"] <= 25
     assert result["methods"]["qgf"]["settings"] == result["weights"]
     text = format_result(result)
-    assert "qgf w = 0.3" in text and "bfn of 3" in text and "paired test episodes" in text
+    assert "qgf w = 0.3" in text and "bfn of 3" in text
 
 
 def outcomes_of(table):
