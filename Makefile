@@ -17,7 +17,7 @@ test: $(READY)
 
 # So small, programs compile for longer than they run.
 studies: $(READY)
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(VENV)/bin/qgf study all --preset smoke --out studies
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(VENV)/bin/qgf study all --preset smoke --out out/studies
 
 setup: $(READY)
 
@@ -31,4 +31,4 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo studies
+	rm -rf $(VENV) demo out

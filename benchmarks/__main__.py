@@ -16,7 +16,7 @@ import jax
 import tyro
 
 from benchmarks import collecting, dqc, evaluating, latency, training
-from qgf._files import read_json, write_json
+from qgf.files import read_json, write_json
 
 Part = Literal["training", "latency", "collecting", "evaluating", "dqc"]
 

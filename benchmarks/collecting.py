@@ -11,8 +11,7 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-from qgf.data import _oracles, collect
-from qgf.envs import EnvName, make_env
+from qgf.tasks.ogbench import EnvName, _oracles, collect, make_env
 
 ORACLES = {
     "cube": CubePlanOracle,

@@ -14,14 +14,14 @@ import jax
 import tyro
 
 from benchmarks.__main__ import _machine
-from qgf._costs import count, milliseconds
-from qgf._files import read_json, write_json
-from qgf.checkpoint import of_seed
+from qgf.act import actor
+from qgf.comparison import count, milliseconds
 from qgf.config import Config, Spec
-from qgf.envs import make_env
+from qgf.files import read_json, write_json
 from qgf.learners import LEARNERS
 from qgf.methods import Learners, find_method, kinds_of, settings
-from qgf.rollout import actor
+from qgf.run import of_seed
+from qgf.tasks.ogbench import make_env
 
 
 def main(board: tyro.conf.Positional[Path], timed: bool = False) -> None:

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.latency import median_times
-from qgf._update import Fixed, create_state, train_steps
 from qgf.config import Config, Spec
-from qgf.data.dataset import Chunks
-from qgf.data.goals import GoalChunks
+from qgf.data import Chunks, GoalChunks
+from qgf.run import Fixed, create_state, train_steps
 
 ROWS = 100_000
 SPEC = Spec(obs=28, action=5, chunk=5)

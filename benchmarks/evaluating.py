@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 
 from benchmarks.latency import SPEC, learners
-from qgf.rollout import Arm, make_jobs, roll_out
+from qgf.act import Arm, make_jobs, roll_out
 
 ENV = "cube-single-play-singletask-task2-v0"
 WEIGHTS = (0.0, 0.003, 0.01, 0.03, 0.1)

@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from qgf.act import sample_actions
 from qgf.config import Config, Spec
+from qgf.core import MLP
 from qgf.learners import DEFAULT_KINDS, LEARNERS, Learner
 from qgf.methods import METHODS
-from qgf.networks import MLP
-from qgf.policy import sample_actions
 
 SIZES = {"3x256": (256, 3), "4x1024": (1024, 4)}
 BATCHES = (1, 5, 50, 256)

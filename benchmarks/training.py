@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qgf._update import Fixed, create_state, train_steps
 from qgf.config import PRESETS, Config, Spec
-from qgf.data.dataset import Chunks
+from qgf.data import Chunks
+from qgf.run import Fixed, create_state, train_steps
 
 ROWS = 100_000
 SPEC = Spec(obs=28, action=5, chunk=5)

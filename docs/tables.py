@@ -8,10 +8,10 @@ import re
 from functools import partial
 from pathlib import Path
 
+from qgf.comparison import markdown, sections
 from qgf.config import PRESETS
-from qgf.leaderboard import markdown, sections
 from qgf.methods import GUIDANCE, METHODS
-from qgf.studies import STUDIES
+from studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("training", "dqc", "latency", "collecting", "evaluating")

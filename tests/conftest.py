@@ -30,8 +30,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # All but the command line, whose parser fills in objects of its own while it parses.
 SOURCE = Path(importlib.util.find_spec("qgf").origin).parent
+ROOMS = [path.stem for path in SOURCE.iterdir() if path.stem not in ("commands", "__init__")]
 install_import_hook(
-    [f"qgf.{path.stem}" for path in SOURCE.iterdir() if path.stem not in ("commands", "__init__")],
+    ["studies", *(f"qgf.{room}" for room in ROOMS)],
     "beartype.beartype",
 )
 
@@ -42,8 +43,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from qgf.config import Config  # noqa: E402
-from qgf.data.collect import _make, collect  # noqa: E402
-from qgf.train import train  # noqa: E402
+from qgf.run.trainer import train  # noqa: E402
+from qgf.tasks.ogbench.collect import _make, collect  # noqa: E402
 
 TASK = "cube-single-play-singletask-task1-v0"
 TINY = Config(
@@ -98,7 +99,7 @@ def release_memory(environments=1):
         environments: so many stay, unless there are more.
     """
     _make.cache_clear()  # it holds an environment, too
-    envs = sys.modules.get("qgf._manipspace")
+    envs = sys.modules.get("qgf.tasks.ogbench._manipspace")
     if envs and envs.FastEnv._prototype.cache_info().currsize > environments:  # of 160 MB each
         envs.FastEnv._prototype.cache_clear()
     eqx.clear_caches()

@@ -1,10 +1,10 @@
 """Results of `qgf eval` without playing an episode."""
 
-from qgf._evaluation import write_evaluation
-from qgf.checkpoint import find_checkpoint, load_record
-from qgf.evaluate import _arm, _summary
-from qgf.policy import learner_hashes
-from qgf.rollout import Arm, Job, Outcome
+from qgf.act.policy import learner_hashes
+from qgf.act.rollout import Arm, Job, Outcome
+from qgf.evaluation._evaluate import _arm, _summary
+from qgf.run._evaluation import write_evaluation
+from qgf.run.checkpoint import find_checkpoint, load_record
 
 
 def evaluation(run, chosen=0.7, *, method="qgf", samples=1, critic=None, goals=1):

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qgf._update import _average_targets, _split
 from qgf.config import Config, Spec
 from qgf.data.dataset import Chunks
 from qgf.data.goals import GoalChunks, trajectory_ends
+from qgf.run._update import _average_targets, _split
 
 STATES, WALK, CHUNK, LONG = 20, 9, 2, 4
 DISCOUNT = 0.9

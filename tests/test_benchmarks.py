@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 
 import benchmarks
-import qgf.rollout
-from benchmarks import __main__ as program
-from benchmarks import collecting, costs, dqc, evaluating, latency, training
-from qgf._costs import count
-from qgf._files import read_json, write_json
-from qgf._workers import Workers
+import qgf.act.rollout
+from benchmarks import __main__ as program, collecting, costs, dqc, evaluating, latency, training
+from qgf.comparison._costs import count
 from qgf.config import Config, Spec
-from qgf.guidance import guided_sample
+from qgf.core.guidance import guided_sample
+from qgf.files import read_json, write_json
 from qgf.learners import LEARNERS
-from qgf.methods import find_method
+from qgf.methods.table import find_method
+from qgf.tasks._workers import Workers
 
 TINY = Config(batch_size=4, width=8, depth=2)
 SPEC = latency.SPEC
@@ -41,7 +40,9 @@ def small(monkeypatch):
     for module, changes in sizes.items():
         for name, value in changes.items():
             monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(qgf.rollout, "Workers", functools.partial(Workers, max_episode_steps=10))
+    monkeypatch.setattr(
+        qgf.act.rollout, "Workers", functools.partial(Workers, max_episode_steps=10)
+    )
 
 
 def layers(mlp):
@@ -95,7 +96,7 @@ def peer(monkeypatch):
 def test_every_part_is_measured_and_kept(small, peer, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(
-        evaluating, "roll_out", lambda *a: ran.append(qgf.rollout.roll_out(*a)) or ran[0]
+        evaluating, "roll_out", lambda *a: ran.append(qgf.act.rollout.roll_out(*a)) or ran[0]
     )
     path = tmp_path / "benchmarks.json"
     path.write_text('{"another": 1}')

@@ -8,10 +8,10 @@ import pytest
 import reference
 
 from qgf.config import Config, Spec
+from qgf.core.networks import time_embedding
 from qgf.data.dataset import Batch
 from qgf.learners.bootstrapped import Bootstrapped
 from qgf.learners.qam import QAM
-from qgf.networks import time_embedding
 
 KEY = jax.random.key(3)
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from telling import draws, intervals, tells
 
-from qgf._validation import validation_batch
-from qgf.calibration import AUTO, auto_weight, flow_sizes, guidance_scale
-from qgf.checkpoint import load_learner, load_record, of_seed
+from qgf.act.calibration import AUTO, auto_weight, flow_sizes, guidance_scale
+from qgf.act.policy import sample_actions
 from qgf.config import Config
+from qgf.core.guidance import guided_sample
 from qgf.errors import UserError
-from qgf.guidance import guided_sample
-from qgf.policy import sample_actions
-from qgf.statistics import paired_difference
-from qgf.studies import calibration
-from qgf.studies._scale import best
+from qgf.evaluation.statistics import paired_difference
+from qgf.run._validation import validation_batch
+from qgf.run.checkpoint import load_learner, load_record, of_seed
+from studies import calibration
+from studies._scale import best
 
 STEPS = 5
 TIMES = np.arange(STEPS) / STEPS

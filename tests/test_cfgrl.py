@@ -5,11 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import Spy, batch_of, fit, normal
-from learning import others as stand_ins
+from learning import Spy, batch_of, fit, normal, others as stand_ins
 
 from qgf.config import Config, Spec
-from qgf.flow import euler
+from qgf.core.flow import euler
 from qgf.learners.cfgrl import CFGRL, NONE, POSITIVE
 
 

@@ -11,9 +11,12 @@ import pytest
 import safetensors.numpy
 from conftest import TASK, TINY
 
-from qgf._files import read_record, write_json, write_record
-from qgf._validation import validation_batch
-from qgf.checkpoint import (
+from qgf.config import Spec
+from qgf.errors import UserError
+from qgf.files import read_record, write_json, write_record
+from qgf.learners.iql import IQL
+from qgf.run._validation import validation_batch
+from qgf.run.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_arrays,
@@ -23,10 +26,7 @@ from qgf.checkpoint import (
     save_arrays,
     save_checkpoint,
 )
-from qgf.config import Spec
-from qgf.errors import UserError
-from qgf.learners.iql import IQL
-from qgf.train import train
+from qgf.run.trainer import train
 
 
 @pytest.fixture

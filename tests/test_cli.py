@@ -15,12 +15,12 @@ import pytest
 from conftest import TASK, TINY
 
 import qgf.commands
-from qgf.checkpoint import list_checkpoints
 from qgf.cli import main
 from qgf.config import PRESETS, Config
-from qgf.data.collect import collect
 from qgf.errors import OUT_OF_MEMORY, Terminated, UserError
-from qgf.train import train
+from qgf.run.checkpoint import list_checkpoints
+from qgf.run.trainer import train
+from qgf.tasks.ogbench.collect import collect
 
 NAME = "cube-single-play-v0"
 SMALL = [
@@ -299,7 +299,7 @@ def test_options_reach_the_configuration():
 
 def test_train_prints_where(capsys, monkeypatch):
     calls = []
-    monkeypatch.setattr("qgf.train.train", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr("qgf.run.trainer.train", lambda *a, **k: calls.append((a, k)))
     main(["train", "--env", "e", "--data", "d", "--out", "o", "--seeds", "0..1", *SMALL])
     assert calls == [
         (
@@ -525,7 +525,7 @@ def test_ctrl_c_while_the_data_are_read(capsys, data, tmp_path, monkeypatch):
         ("_loop", "add --resume to continue from the last checkpoint"),
     ):
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-            patch.setattr(f"qgf.train.{name}", stop)
+            patch.setattr(f"qgf.run.trainer.{name}", stop)
             main(argv)
         line = capsys.readouterr().err
         assert ended.value.code == 130 and message in line and line.count("\n") == 1
@@ -567,10 +567,10 @@ def collected(tmp_path_factory):
 def test_ctrl_c_in_collection(written, collected, tmp_path, monkeypatch):
     """While the workers start, and while they play."""
     argv = ["collect", NAME, "--out", tmp_path / "data", *SHARDS]
-    short = "import qgf.data.collect as data; data.collect.__defaults__ = (301,)"
+    short = "import qgf.tasks.ogbench.collect as data; data.collect.__defaults__ = (301,)"
     interrupt(argv, lambda pid: (tmp_path / "data" / written).exists(), code=short)
     assert not (tmp_path / "data" / f"{NAME}-001-val.npz").exists()
-    monkeypatch.setattr("qgf.data.collect.collect", functools.partial(collect, steps=301))
+    monkeypatch.setattr("qgf.tasks.ogbench.collect.collect", functools.partial(collect, steps=301))
     main([*map(str, argv), "--workers", "1"])
     ours, theirs = (
         {path.name: path.read_bytes() for path in folder.iterdir()}

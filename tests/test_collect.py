@@ -25,13 +25,13 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-import qgf.data.collect
-from qgf._files import TEMPORARY, locked
-from qgf._workers import Workers
-from qgf.data.collect import _cube_stays_visible, collect, episode_seed
+import qgf.tasks.ogbench.collect
 from qgf.data.manifest import Manifest, load_manifest
-from qgf.envs import state_widths
 from qgf.errors import UserError
+from qgf.files import TEMPORARY, locked
+from qgf.tasks._workers import Workers
+from qgf.tasks.ogbench.collect import _cube_stays_visible, collect, episode_seed
+from qgf.tasks.ogbench.envs import state_widths
 
 small = functools.partial(
     collect,
@@ -196,12 +196,12 @@ def test_ogbench_loads_a_collection_of_one_shard(tmp_path):
 
 
 COLLECTING = """
-from qgf.data.collect import collect
+from qgf.tasks.ogbench.collect import collect
 collect("cube-single-play-v0", DATA, 1, 1, 1, 2, 3, 5)
 """
 EVALUATING = """
-from qgf._files import TEMPORARY, locked
-from qgf._workers import Workers
+from qgf.files import TEMPORARY, locked
+from qgf.tasks._workers import Workers
 with Workers("cube-single-singletask-task1-v0", 1, 1) as workers:
     workers.request({0: ("reset", {"seed": 0})})
 """
@@ -224,7 +224,7 @@ def test_scripts_need_no_main_guard(how, what, tmp_path):
 
 _SCRIPT = """
 import sys
-from qgf.data.collect import collect
+from qgf.tasks.ogbench.collect import collect
 if __name__ == "__main__":
     collect("cube-single-play-v0", sys.argv[1], 5, 3, 2, int(sys.argv[2]), 3, 40)
 """
@@ -288,7 +288,9 @@ def test_death_of_a_worker_is_reported(tmp_path):
 @pytest.mark.parametrize("when", ["first shard", "first shard listed", "last shard listed"])
 def test_folder_that_is_removed_meanwhile(when, whole, tmp_path, monkeypatch):
     folder = tmp_path / "data"
-    place, name = (qgf.data.collect, "_write") if when == "first shard" else (Manifest, "write")
+    place, name = (
+        (qgf.tasks.ogbench.collect, "_write") if when == "first shard" else (Manifest, "write")
+    )
     function = getattr(place, name)
     left = {"first shard": 1, "first shard listed": 2, "last shard listed": 7}[when]
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from conftest import TASK, TINY, release_memory, train_and_release
 
-import qgf.protocol
-from qgf._costs import count
-from qgf._files import read_value
-from qgf._workers import Workers
-from qgf.checkpoint import list_checkpoints, load_learner, load_record, of_seed
+import qgf.comparison.protocol
 from qgf.cli import main
-from qgf.compare import compare
+from qgf.comparison._compare import compare
+from qgf.comparison._costs import count
 from qgf.config import PRESETS, Spec
 from qgf.errors import UserError
-from qgf.methods import find_method, settings
+from qgf.files import read_value
+from qgf.methods.table import find_method, settings
+from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
+from qgf.tasks._workers import Workers
 
 OTHER = TASK.replace("task1", "task2")
 GOALS = "cube-single-play-oraclerep-v0"
@@ -29,12 +29,12 @@ METHODS = ("qgf", "bfn-4")
 SCRIPT = """
 import functools, sys
 from pathlib import Path
-import qgf.protocol
-from qgf._workers import Workers
-from qgf.compare import compare
+import qgf.comparison.protocol
+from qgf.tasks._workers import Workers
+from qgf.comparison._compare import compare
 from qgf.config import Config
 
-qgf.protocol.Workers = functools.partial(Workers, max_episode_steps=10)
+qgf.comparison.protocol.Workers = functools.partial(Workers, max_episode_steps=10)
 compare({envs!r}, {methods!r}, [Path({data!r})], Path({out!r}), {config!r},
         seeds=(3,), episodes=2, tune_episodes=1, slots=4, workers=1)
 """
@@ -44,15 +44,17 @@ compare({envs!r}, {methods!r}, [Path({data!r})], Path({out!r}), {config!r},
 def untimed():
     """Actions are not timed: their milliseconds are their number of observations."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qgf.compare.milliseconds", lambda act, spec, weight, batch: float(batch))
+        patch.setattr(
+            "qgf.comparison._compare.milliseconds", lambda act, spec, weight, batch: float(batch)
+        )
         yield
 
 
 @pytest.fixture
 def short(monkeypatch):
     brief = functools.partial(Workers, max_episode_steps=10)
-    monkeypatch.setattr(qgf.protocol, "Workers", brief)
-    monkeypatch.setattr(qgf.protocol, "train", train_and_release)
+    monkeypatch.setattr(qgf.comparison.protocol, "Workers", brief)
+    monkeypatch.setattr(qgf.comparison.protocol, "train", train_and_release)
 
 
 def tables(out):
@@ -72,8 +74,8 @@ def compared(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "out"
     with pytest.MonkeyPatch.context() as patch:
         brief = functools.partial(Workers, max_episode_steps=10)
-        patch.setattr(qgf.protocol, "Workers", brief)
-        patch.setattr(qgf.protocol, "train", train_and_release)
+        patch.setattr(qgf.comparison.protocol, "Workers", brief)
+        patch.setattr(qgf.comparison.protocol, "train", train_and_release)
         run(data, out)
     return out
 
@@ -91,7 +93,10 @@ def test_runs_are_shared(compared):
 
 def test_second_time_nothing_runs_again(compared, data, monkeypatch):
     before = (compared / "leaderboard.json").read_bytes()
-    for module, name in (("qgf.protocol", "train"), ("qgf.protocol", "roll_out")):
+    for module, name in (
+        ("qgf.comparison.protocol", "train"),
+        ("qgf.comparison.protocol", "roll_out"),
+    ):
         monkeypatch.setattr(f"{module}.{name}", None)
     run(data, compared)
     assert (compared / "leaderboard.json").read_bytes() == before
@@ -201,7 +206,7 @@ def test_goals_are_compared_like_tasks(compared, data, short):
 def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
     calls = []
     record = lambda *args, **options: calls.append((args, options))  # noqa: E731
-    monkeypatch.setattr("qgf.compare.compare", record)
+    monkeypatch.setattr("qgf.comparison._compare.compare", record)
     (tmp_path / "leaderboard.md").write_text("the tables")
     argv = "--envs a b --methods qgf bfn --data c d --seeds 3,5 --episodes 7 --tune-episodes 6"
     more = "--workers 3 --slots 4 --seed 9 --preset paper --steps 11"

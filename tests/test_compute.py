@@ -3,8 +3,8 @@
 import numpy as np
 from telling import draws, tells
 
-from qgf.statistics import wilson_interval
-from qgf.studies import compute
+from qgf.evaluation.statistics import wilson_interval
+from studies import compute
 
 
 def row(label, share, cost, family="bfn", samples=1):

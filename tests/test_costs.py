@@ -5,10 +5,10 @@ import time
 import jax
 import pytest
 
-from qgf._costs import count, milliseconds
+from qgf.comparison._costs import count, milliseconds
 from qgf.config import Config, Spec
 from qgf.learners import LEARNERS
-from qgf.methods import METHODS, kinds_of
+from qgf.methods.table import METHODS, kinds_of
 
 SPEC = Spec(obs=7, action=3, chunk=2)  # 6 action dimensions
 T = 4

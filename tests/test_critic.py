@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from qgf.critic import Ensemble, Value, aggregate, expectile_loss
+from qgf.core.critic import Ensemble, Value, aggregate, expectile_loss
 
 
 def test_ensemble_is_its_members():

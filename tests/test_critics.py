@@ -12,10 +12,10 @@ import pytest
 import scipy.stats
 from telling import draws, tells
 
+from qgf.comparison.protocol import Plan
 from qgf.config import Config, Spec
 from qgf.learners import LEARNERS
-from qgf.protocol import Plan
-from qgf.studies import _rollouts, critics
+from studies import _rollouts, critics
 
 
 class Corridor(gymnasium.Env):

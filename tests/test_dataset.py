@@ -13,9 +13,9 @@ from conftest import TASK, TINY
 
 from qgf.data.dataset import Dataset, chunk_returns, returns_to_go, rotation
 from qgf.data.manifest import load_manifest
-from qgf.envs import make_env
 from qgf.errors import UserError
-from qgf.train import train
+from qgf.run.trainer import train
+from qgf.tasks.ogbench.envs import make_env
 
 H, DISCOUNT = 5, 0.9
 NAME = "cube-single-play-v0"
@@ -340,7 +340,7 @@ def test_training_takes_sparse_rewards(data, tmp_path, monkeypatch):
         raise UserError("seen enough")
 
     monkeypatch.setattr("qgf.data.dataset.relabel_dataset", relabel)
-    monkeypatch.setattr("qgf.train.rotation", rotation)
+    monkeypatch.setattr("qgf.run.trainer.rotation", rotation)
     for sparse in (False, True):
         config = dataclasses.replace(TINY, chunk=1, sparse_rewards=sparse)
         with pytest.raises(UserError, match="seen enough"):

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from qgf import demo, rollout
-from qgf._workers import Workers
+from qgf import demo
+from qgf.act import rollout
 from qgf.errors import UserError
+from qgf.tasks._workers import Workers
 
 
 @pytest.fixture

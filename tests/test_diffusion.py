@@ -10,12 +10,12 @@ import pytest
 import reference
 
 from qgf.config import Config, Spec
+from qgf.core.flow import FAILED
+from qgf.core.networks import time_embedding
 from qgf.data.dataset import Batch
-from qgf.flow import FAILED
 from qgf.learners.dac import DAC
 from qgf.learners.diffusion import ddpm_sample, signal_levels
 from qgf.learners.qsm_bc import QSM
-from qgf.networks import time_embedding
 
 STEPS = 10
 MEAN, STD = 0.1, 0.2

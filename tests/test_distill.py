@@ -7,8 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import batch_of, draw_gaussian, fit, gaussian_flow, gaussian_velocity, normal
-from learning import others as stand_ins
+from learning import (
+    batch_of,
+    draw_gaussian,
+    fit,
+    gaussian_flow,
+    gaussian_velocity,
+    normal,
+    others as stand_ins,
+)
 
 from qgf.config import Config, Spec
 from qgf.learners.distill import Distilled, remaining_flow, spread_starts

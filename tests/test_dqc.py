@@ -12,7 +12,7 @@ import ring
 from learning import normal
 
 from qgf.config import Config, Spec
-from qgf.critic import AtGoal
+from qgf.core.critic import AtGoal
 from qgf.data.goals import FAR, GoalBatch
 from qgf.errors import UserError
 from qgf.learners.dqc import DQC

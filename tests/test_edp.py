@@ -6,13 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from learning import STD, Spy, batch_of, draw_gaussian, fit, gaussian_velocity, normal
-from learning import others as stand_ins
+from learning import (
+    STD,
+    Spy,
+    batch_of,
+    draw_gaussian,
+    fit,
+    gaussian_velocity,
+    normal,
+    others as stand_ins,
+)
 
 from qgf.config import Config, Spec
-from qgf.critic import Ensemble, aggregate
+from qgf.core.critic import Ensemble, aggregate
+from qgf.core.networks import time_embedding
 from qgf.learners.edp import EDP
-from qgf.networks import time_embedding
 
 SLOPE = np.array([2.0, -1.0])  # Q(s, a) = SLOPE · a
 

@@ -7,8 +7,8 @@ import numpy as np
 import ogbench
 import pytest
 
-from qgf.envs import DOMAINS, EnvName, make_env
 from qgf.errors import UserError
+from qgf.tasks.ogbench.envs import DOMAINS, EnvName, make_env
 
 COLLECT = {"mode": "data_collection", "terminate_at_goal": False}
 

@@ -14,19 +14,19 @@ import pytest
 from conftest import TASK
 from evaluations import evaluation
 
-import qgf.rollout
-from qgf._evaluation import read_evaluation, write_evaluation
-from qgf._files import FORMAT, read_record, sha256, write_json, write_record
-from qgf._workers import Reply, Workers
-from qgf.calibration import auto_weight
-from qgf.checkpoint import load_learner, load_record
+import qgf.act.rollout
+from qgf.act.calibration import auto_weight
+from qgf.act.rollout import Arm, Job, Outcome, _env_seed, make_jobs, roll_out
 from qgf.cli import main
 from qgf.config import Spec
+from qgf.core.flow import FAILED
 from qgf.errors import UserError
-from qgf.evaluate import _summary, chosen_arms, evaluate, format_result
-from qgf.flow import FAILED
-from qgf.rollout import Arm, Job, Outcome, _env_seed, make_jobs, roll_out
-from qgf.statistics import wilson_interval
+from qgf.evaluation._evaluate import _summary, chosen_arms, evaluate, format_result
+from qgf.evaluation.statistics import wilson_interval
+from qgf.files import FORMAT, read_record, sha256, write_json, write_record
+from qgf.run._evaluation import read_evaluation, write_evaluation
+from qgf.run.checkpoint import load_learner, load_record
+from qgf.tasks._workers import Reply, Workers
 
 
 def fake_step(obs, actions):
@@ -68,7 +68,7 @@ class FakeWorkers(Workers):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(qgf.rollout, "Workers", FakeWorkers)
+    monkeypatch.setattr(qgf.act.rollout, "Workers", FakeWorkers)
     FakeWorkers.seeds = []
 
 
@@ -84,7 +84,7 @@ def test_an_episode_without_an_action_ends_with_an_error(fake, monkeypatch):
         failed = (weight == lost["weight"]) & (turn == 1)
         return np.zeros((*turn.shape, 25), np.float32), np.where(failed, FAILED, 3)
 
-    monkeypatch.setattr(qgf.rollout, "actor", lambda *_: act)
+    monkeypatch.setattr(qgf.act.rollout, "actor", lambda *_: act)
     both = jobs([Arm(), Arm("bc", 2.0)], episodes=2, splits=("test",))
     with pytest.raises(UserError, match=r"^no action in test episode \d, weight 2: the networks'"):
         roll_out(TASK, Spec(28, 5, 5), {}, both, 1, 4, 0)
@@ -165,7 +165,7 @@ class ObservedWorkers(Workers):
 
 
 def test_number_of_processes_does_not_matter(run, monkeypatch):
-    monkeypatch.setattr(qgf.rollout, "Workers", ObservedWorkers)
+    monkeypatch.setattr(qgf.act.rollout, "Workers", ObservedWorkers)
     results = [
         evaluate(run, (0.5,), episodes=1, tune_episodes=1, workers=workers, slots=6)
         for workers in (1, 2)
@@ -377,9 +377,9 @@ def played(monkeypatch, run, tmp_path):
     def film(*args, **options):
         calls["film"] = args, options
 
-    monkeypatch.setattr("qgf.evaluate.evaluate", evaluate)
-    monkeypatch.setattr("qgf.video.film", film)
-    monkeypatch.setattr("qgf.video.check_filming", lambda *args: calls.update(check=args))
+    monkeypatch.setattr("qgf.evaluation._evaluate.evaluate", evaluate)
+    monkeypatch.setattr("qgf.reports.video.film", film)
+    monkeypatch.setattr("qgf.reports.video.check_filming", lambda *args: calls.update(check=args))
     calls["run"] = tmp_path / "run"
     calls["run"].mkdir()
     shutil.copy(run / "config.json", calls["run"])
@@ -415,7 +415,7 @@ def test_a_result_that_cannot_be_kept_is_printed_all_the_same(played, tmp_path, 
         raise UserError("cannot write here")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qgf._evaluation.write_evaluation", refuse)
+        patch.setattr("qgf.run._evaluation.write_evaluation", refuse)
         with pytest.raises(SystemExit) as stop:
             main(["eval", str(played["run"])])
         alone = capsys.readouterr()
@@ -430,7 +430,9 @@ def test_a_result_that_cannot_be_kept_is_printed_all_the_same(played, tmp_path, 
 @pytest.mark.parametrize("flag", ["--json", "--video"])
 def test_what_cannot_be_written_is_said_before_the_work(flag, run, played, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("qgf.evaluate.evaluate", lambda *args, **options: pytest.fail("it began"))
+    monkeypatch.setattr(
+        "qgf.evaluation._evaluate.evaluate", lambda *args, **options: pytest.fail("it began")
+    )
     for out in (tmp_path, tmp_path / "file" / "x"):
         (tmp_path / "file").write_text("")
         with pytest.raises(SystemExit) as stop:

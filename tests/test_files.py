@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from qgf import _files
-from qgf._files import (
+from qgf import files
+from qgf.errors import UserError
+from qgf.files import (
     atomic_open,
     check_form,
     locked,
@@ -23,7 +24,6 @@ from qgf._files import (
     write_record,
     write_value,
 )
-from qgf.errors import UserError
 
 RECORD = {"a": [1, 2.5, None, True], "b": {"c": "é", "d": 1e-9}, "e": (3, 4)}
 
@@ -35,7 +35,7 @@ def names(folder):
 @pytest.fixture
 def later(monkeypatch):
     """Let two seconds pass."""
-    monkeypatch.setattr(_files.time, "time", lambda now=_files.time.time: now() + 2)
+    monkeypatch.setattr(files.time, "time", lambda now=files.time.time: now() + 2)
 
 
 def test_a_record_comes_back(tmp_path):
@@ -131,7 +131,7 @@ def test_a_folder_is_held_by_one(tmp_path):
 
 def test_a_killed_process_holds_nothing(tmp_path):
     script = (
-        "import os, signal, sys; from qgf._files import locked, atomic_open\n"
+        "import os, signal, sys; from qgf.files import locked, atomic_open\n"
         "with locked(sys.argv[1]), atomic_open(sys.argv[1] + '/r') as file:\n"
         "    file.write(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -145,7 +145,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
 
 def test_a_lock_removed_by_its_last_holder_is_not_taken_for_held(tmp_path, monkeypatch):
     """Between opening the lock file and locking it, its holder ends and removes it."""
-    real, first = _files._flock, []
+    real, first = files._flock, []
 
     def late(handle):
         if not first:
@@ -153,7 +153,7 @@ def test_a_lock_removed_by_its_last_holder_is_not_taken_for_held(tmp_path, monke
             (tmp_path / ".lock").unlink()
         return real(handle)
 
-    monkeypatch.setattr(_files, "_flock", late)
+    monkeypatch.setattr(files, "_flock", late)
     with locked(tmp_path), pytest.raises(UserError, match="already in use"):
         locked(tmp_path).__enter__()
 
@@ -162,7 +162,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
     def unsupported(handle, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(_files.fcntl, "flock", unsupported)
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
     with locked(tmp_path), locked(tmp_path), atomic_open(tmp_path / "r") as file:
         file.write(b"1")
     assert names(tmp_path) == {"r"}
@@ -189,7 +189,7 @@ def test_a_retired_folder_is_gone_at_once(later, tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "x").write_text("x")
     with monkeypatch.context() as patch:
-        patch.setattr(_files.shutil, "rmtree", lambda *a, **k: None)  # killed before it
+        patch.setattr(files.shutil, "rmtree", lambda *a, **k: None)  # killed before it
         retire(tmp_path / "old")
     assert all(name.startswith(".qgf-") for name in names(tmp_path))
     sweep(tmp_path)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qgf._flops import Operations, operations
-from qgf.critic import Ensemble, ensemble_critic
-from qgf.flow import FlowPolicy, euler
-from qgf.guidance import q_gradient
+from qgf.comparison._flops import Operations, operations
+from qgf.core.critic import Ensemble, ensemble_critic
+from qgf.core.flow import FlowPolicy, euler
+from qgf.core.guidance import q_gradient
 
 OBS, ACTION, TIME = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 9), (1, 4), (1,)))
 LEFT, RIGHT = jnp.ones((3, 4)), jnp.ones((4, 2))

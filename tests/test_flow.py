@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from qgf.flow import FAILED, FlowPolicy, bounded, euler, euler_counting, flow_matching_loss
+from qgf.core.flow import FAILED, FlowPolicy, bounded, euler, euler_counting, flow_matching_loss
 
 MEAN, STD = np.array([0.1, -0.2]), np.array([0.2, 0.05])
 

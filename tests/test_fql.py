@@ -6,11 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from learning import Spy, batch_of, draw_gaussian, fit, gaussian_flow, gaussian_velocity, normal
-from learning import others as stand_ins
+from learning import (
+    Spy,
+    batch_of,
+    draw_gaussian,
+    fit,
+    gaussian_flow,
+    gaussian_velocity,
+    normal,
+    others as stand_ins,
+)
 
 from qgf.config import Config, Spec
-from qgf.critic import Ensemble
+from qgf.core.critic import Ensemble
 from qgf.learners.fql import FQL
 
 SLOPES = np.array([[2.0, 0.0], [0.0, -1.0]])  # Q_i(s, a) = SLOPES_i · a

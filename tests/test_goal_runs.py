@@ -12,18 +12,18 @@ import pytest
 from conftest import TASK, TINY, train_and_release
 
 import qgf
-import qgf.rollout
-from qgf._workers import Workers
-from qgf.checkpoint import load_learner, load_record
-from qgf.data.collect import collect
+import qgf.act.rollout
+from qgf.act.rollout import GOALS
 from qgf.data.dataset import Dataset
 from qgf.data.goals import GoalDataset
 from qgf.data.manifest import load_manifest
 from qgf.errors import UserError
-from qgf.evaluate import evaluate
-from qgf.methods import METHODS
-from qgf.rollout import GOALS
-from qgf.train import train
+from qgf.evaluation._evaluate import evaluate
+from qgf.methods.table import METHODS
+from qgf.run.checkpoint import load_learner, load_record
+from qgf.run.trainer import train
+from qgf.tasks._workers import Workers
+from qgf.tasks.ogbench.collect import collect
 
 ENV = "cube-single-play-oraclerep-v0"
 PAPER = ("puzzle-4x5", "cube-triple", "cube-quadruple", "puzzle-4x6", "cube-octuple")
@@ -41,7 +41,9 @@ def goal_run(data, run, tmp_path_factory):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(qgf.rollout, "Workers", functools.partial(Workers, max_episode_steps=10))
+    monkeypatch.setattr(
+        qgf.act.rollout, "Workers", functools.partial(Workers, max_episode_steps=10)
+    )
 
 
 def test_policy_is_the_single_task_runs(run, goal_run):

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import reference
 
-from qgf.critic import Ensemble, aggregate
-from qgf.errors import UserError
-from qgf.flow import FAILED, FlowPolicy, euler
-from qgf.guidance import (
+from qgf.core.critic import Ensemble, aggregate
+from qgf.core.flow import FAILED, FlowPolicy, euler
+from qgf.core.guidance import (
     ESTIMATORS,
     guided_sample,
     guided_sample_counting,
@@ -22,7 +21,8 @@ from qgf.guidance import (
     qgf_jacobian_regularized,
     qgf_jacobian_smooth,
 )
-from qgf.networks import time_embedding
+from qgf.core.networks import time_embedding
+from qgf.errors import UserError
 
 # The policy N(MEAN + obs, ROOT ROOTᵀ), with noise a_0 and action a_1 of covariance
 # Cov(a_1, a_0) = CROSS: at t = 0 already the clean action then depends on the noise, and as

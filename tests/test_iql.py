@@ -8,10 +8,10 @@ import pytest
 import reference
 from conftest import TINY
 
-from qgf._update import Fixed, State, _adam, _average_targets, _split, train_steps
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch, Chunks
 from qgf.learners.iql import IQL
+from qgf.run._update import Fixed, State, _adam, _average_targets, _split, train_steps
 
 STATES, ACTIONS = 4, 3
 

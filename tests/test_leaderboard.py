@@ -9,9 +9,9 @@ import scipy.stats
 from PIL import Image
 from test_report import Reader
 
+from qgf.comparison.leaderboard import leaderboard, write_leaderboard
 from qgf.errors import UserError
-from qgf.leaderboard import leaderboard, write_leaderboard
-from qgf.statistics import wilson_interval
+from qgf.evaluation.statistics import wilson_interval
 
 TASKS = [f"cube-single-play-singletask-task{i}-v0" for i in (1, 2, 4)] + [
     "scene-play-singletask-v0"

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qgf.studies._likelihood import log_likelihood
+from studies._likelihood import log_likelihood
 
 MEAN = np.array([0.3, -0.5, 0.1])
 ROOT = np.array([[0.4, 0, 0], [0.25, 0.15, 0], [-0.3, 0.1, 0.2]])

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from qgf._log import Log, metrics_writer, read_metrics, truncate_metrics
 from qgf.errors import UserError
+from qgf.run._log import Log, metrics_writer, read_metrics, truncate_metrics
 
 
 def logged(step):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qgf._log import metrics_writer, started
 from qgf.errors import UserError
+from qgf.run._log import metrics_writer, started
 
 METRICS = {
     ("train", 10): {"loss": np.array([1.5, 2.5]), "policy/bc_loss": np.array([0.25, 0.75])},

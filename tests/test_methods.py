@@ -12,12 +12,12 @@ import pytest
 from conftest import TASK, TINY
 
 import qgf
-from qgf.checkpoint import load_learner, load_record
 from qgf.errors import UserError
-from qgf.evaluate import _arms, _named, evaluate
+from qgf.evaluation._evaluate import _arms, _named, evaluate
 from qgf.learners import GOAL_CRITICS, LEARNERS
-from qgf.methods import ALIASES, METHODS, find_method, format_methods, kinds_of
-from qgf.train import train
+from qgf.methods.table import ALIASES, METHODS, find_method, format_methods, kinds_of
+from qgf.run.checkpoint import load_learner, load_record
+from qgf.run.trainer import train
 
 SHORT = dataclasses.replace(TINY, steps=20, denoise_steps=3)
 KEY = jax.random.key(7)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import reference
 
-from qgf._update import _average_targets, _split
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch
 from qgf.learners.monte_carlo import MonteCarlo
+from qgf.run._update import _average_targets, _split
 
 STATES = 4
 

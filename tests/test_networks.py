@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 
-from qgf.networks import MLP, norm_gelu, time_embedding
+from qgf.core.networks import MLP, norm_gelu, time_embedding
 
 
 def disturbed(network, key):

@@ -13,12 +13,12 @@ from conftest import TASK, TINY, release_memory
 from evaluations import evaluated
 
 import qgf
-from qgf.calibration import auto_weight
-from qgf.checkpoint import load_learner, load_record
-from qgf.flow import FAILED, bounded
-from qgf.methods import METHODS
-from qgf.policy import sample_actions
-from qgf.train import train
+from qgf.act.calibration import auto_weight
+from qgf.act.policy import sample_actions
+from qgf.core.flow import FAILED, bounded
+from qgf.methods.table import METHODS
+from qgf.run.checkpoint import load_learner, load_record
+from qgf.run.trainer import train
 
 KEY = jax.random.key(7)
 
@@ -158,7 +158,7 @@ AUTO = 0.25
 @pytest.fixture
 def evaluated_run(run, tmp_path, monkeypatch):
     """A run evaluated with qgf, whose choice was 0.7; no measured weight differs from AUTO."""
-    monkeypatch.setattr(qgf.policy, "auto_weight", lambda learners, record: AUTO)
+    monkeypatch.setattr(qgf.act.policy, "auto_weight", lambda learners, record: AUTO)
     copied = shutil.copytree(run, tmp_path / "run")
     evaluated(copied, 0.7)
     return copied

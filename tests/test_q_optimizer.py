@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from telling import tells
 
+from qgf.core.guidance import ESTIMATORS
 from qgf.data.manifest import load_manifest
-from qgf.guidance import ESTIMATORS
-from qgf.studies import q_optimizer
-from qgf.studies._neighbours import Neighbours, training_points
+from studies import q_optimizer
+from studies._neighbours import Neighbours, training_points
 
 
 class Policy(eqx.Module):

@@ -12,11 +12,11 @@ import pytest
 import reference
 
 from qgf.config import Config, Spec
-from qgf.critic import Ensemble
+from qgf.core.critic import Ensemble
+from qgf.core.flow import FlowPolicy, euler
+from qgf.core.networks import time_embedding
 from qgf.data.dataset import Batch
-from qgf.flow import FlowPolicy, euler
 from qgf.learners.qam import QAM, lean_adjoint, rollout
-from qgf.networks import time_embedding
 
 STEPS, ROWS, OBS, ACTION = 4, 5, 3, 2
 KEY = jax.random.key(7)

@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 from telling import tells
 
-from qgf import commands, evaluate, rollout, video
-from qgf._evaluation import write_evaluation
-from qgf._workers import Workers
+from qgf import commands
+from qgf.act import rollout
 from qgf.errors import UserError
-from qgf.report import _verdict, report
+from qgf.evaluation import evaluate
+from qgf.reports import video
+from qgf.reports._report import _verdict, report
+from qgf.run._evaluation import write_evaluation
+from qgf.tasks._workers import Workers
 
 WEIGHTS = [0.0, 0.5, 2.0]
 

@@ -5,8 +5,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import MEAN, STD, Spy, batch_of, draw_gaussian, fit, gaussian_velocity, normal
-from learning import others as stand_ins
+from learning import (
+    MEAN,
+    STD,
+    Spy,
+    batch_of,
+    draw_gaussian,
+    fit,
+    gaussian_velocity,
+    normal,
+    others as stand_ins,
+)
 
 from qgf.config import Config, Spec
 from qgf.learners.robust_q import RobustQ

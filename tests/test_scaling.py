@@ -8,11 +8,11 @@ import jax
 import pytest
 from telling import draws, tells
 
+from qgf.comparison.protocol import Plan
 from qgf.config import PRESETS, Config, Spec
 from qgf.learners import LEARNERS
-from qgf.protocol import Plan
-from qgf.studies import scaling
-from qgf.studies._runs import SMOKE
+from studies import scaling
+from studies._runs import SMOKE
 
 FALLING = {
     "train": [(100, 2.0), (200, 1.0), (300, 0.5)],

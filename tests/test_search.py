@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import reference
 
+from qgf.core.flow import FAILED
+from qgf.core.search import best_of_n, gradient_steps, highest_q, highest_q_counting
 from qgf.errors import UserError
-from qgf.flow import FAILED
-from qgf.search import best_of_n, gradient_steps, highest_q, highest_q_counting
 
 
 def sample(obs, noise):

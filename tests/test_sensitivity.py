@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from telling import draws, tells
 
-from qgf.guidance import ESTIMATORS
-from qgf.studies import sensitivity
+from qgf.core.guidance import ESTIMATORS
+from studies import sensitivity
 
 OBS, ACTION = jnp.zeros((64, 1)), jnp.full((64, 2), 0.1)
 

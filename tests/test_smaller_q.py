@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qgf._smaller_q import smaller_q
-from qgf.critic import Ensemble
+from qgf.core._smaller_q import smaller_q
+from qgf.core.critic import Ensemble
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 13, 50])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from qgf.statistics import (
+from qgf.evaluation.statistics import (
     improvement_probability,
     interquartile_mean,
     paired_difference,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from telling import draws, intervals, tells
 
-from qgf.guidance import guided_sample
-from qgf.statistics import wilson_interval
-from qgf.studies import steps
-from qgf.studies.steps import Sampler, flow_times, guided_path_sample
+from qgf.core.guidance import guided_sample
+from qgf.evaluation.statistics import wilson_interval
+from studies import steps
+from studies.steps import Sampler, flow_times, guided_path_sample
 
 OBS = jnp.zeros((6, 1))
 NOISE = jnp.linspace(-1.2, 1.2, 12).reshape(6, 2)

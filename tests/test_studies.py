@@ -9,10 +9,10 @@ import pytest
 from conftest import release_memory, train_and_release
 from matplotlib.figure import Figure
 
-from qgf._workers import Workers
+from qgf.act.rollout import GOALS
 from qgf.errors import UserError
-from qgf.rollout import GOALS
-from qgf.studies import ANYWHERE, STUDIES, run_study
+from qgf.tasks._workers import Workers
+from studies import ANYWHERE, STUDIES, run_study
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_a_study_of_its_own_environments(tmp_path):
 def test_studies_of_goals(tmp_path, monkeypatch):
     """One critic for all goals, at the goals of the validation data, and all five evaluated."""
     brief = functools.partial(Workers, max_episode_steps=10)
-    monkeypatch.setattr("qgf.protocol.Workers", brief)
-    monkeypatch.setattr("qgf.protocol.train", train_and_release)
+    monkeypatch.setattr("qgf.comparison.protocol.Workers", brief)
+    monkeypatch.setattr("qgf.comparison.protocol.train", train_and_release)
     env, found = "cube-single-play-oraclerep-v0", {}
     for name in ANYWHERE:
         release_memory()  # every study compiles programs of its own

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from telling import tells
 
-from qgf.flow import euler, flow_matching_loss
-from qgf.guidance import ESTIMATORS, guided_sample
-from qgf.studies import STUDIES, toy
-from qgf.studies._mixture import Mixture, critic, guided_path, train_network
-from qgf.studies._slider import write_slider
+from qgf.core.flow import euler, flow_matching_loss
+from qgf.core.guidance import ESTIMATORS, guided_sample
+from studies import STUDIES, toy
+from studies._mixture import Mixture, critic, guided_path, train_network
+from studies._slider import write_slider
 
 UNEVEN = Mixture(jnp.array([[-0.5], [0.1], [0.7]]), jnp.array([0.2, 0.5, 0.3]), 0.1)
 PLANE = Mixture(jnp.array([[-0.5, 0.3], [0.4, 0.6]]), jnp.array([0.4, 0.6]), 0.2)

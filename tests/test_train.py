@@ -16,15 +16,15 @@ import pytest
 import safetensors.numpy
 from conftest import TASK, TINY
 
-import qgf.train
-from qgf._files import locked, read_record, write_json, write_record
-from qgf._update import Fixed, create_state, train_steps, validation_losses
-from qgf.checkpoint import list_checkpoints, load_learner
+import qgf.run.trainer
 from qgf.config import Spec
 from qgf.data.dataset import Dataset
 from qgf.data.manifest import load_manifest
 from qgf.errors import Terminated, UserError
-from qgf.train import TrainingInterrupted, train
+from qgf.files import locked, read_record, write_json, write_record
+from qgf.run._update import Fixed, create_state, train_steps, validation_losses
+from qgf.run.checkpoint import list_checkpoints, load_learner
+from qgf.run.trainer import TrainingInterrupted, train
 
 NO_TASK = "cube-single-play-v0"
 
@@ -61,7 +61,7 @@ def lines(run, split="train"):
 KILL = """
 import os, signal, sys
 from pathlib import Path
-import qgf.checkpoint, qgf.train
+import qgf.run.checkpoint, qgf.run.trainer
 from qgf.config import Config
 
 real, moment = getattr({module}, {function!r}), {moment}
@@ -72,7 +72,7 @@ def deadly(*arguments):
     return real(*arguments)
 
 setattr({module}, {function!r}, deadly)
-qgf.train.train({env!r}, Path({data!r}), Path({out!r}), {config!r}, seeds=(3, 5))
+qgf.run.trainer.train({env!r}, Path({data!r}), Path({out!r}), {config!r}, seeds=(3, 5))
 """
 
 
@@ -80,9 +80,9 @@ qgf.train.train({env!r}, Path({data!r}), Path({out!r}), {config!r}, seeds=(3, 5)
 @pytest.mark.parametrize(
     "module, function, moment",
     [
-        ("qgf.train", "train_steps", "lambda fixed, state, step, count: step == 30"),
+        ("qgf.run.trainer", "train_steps", "lambda fixed, state, step, count: step == 30"),
         (
-            "qgf.checkpoint",
+            "qgf.run.checkpoint",
             "save_arrays",
             "lambda path, tree: path.stem == 'optimizer' and [*path.parents[1].glob('0*')]",
         ),
@@ -201,7 +201,7 @@ def test_a_signal_is_noted_until_the_step_is_saved(number, at, run, data, tmp_pa
         return train_steps(fixed, state, step, count)
 
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(qgf.train, "train_steps", interrupted)
+    monkeypatch.setattr(qgf.run.trainer, "train_steps", interrupted)
     kind = {signal.SIGINT: TrainingInterrupted, signal.SIGTERM: Terminated}[number]
     with pytest.raises(kind, match=f"step {at + 10} is saved"):
         train(TASK, data, tmp_path / "run", TINY, seeds=(3, 5))
@@ -235,7 +235,7 @@ def test_stopped_at_every_step_equals_uninterrupted(data, tmp_path, monkeypatch)
         os.kill(os.getpid(), signal.SIGINT)
         return train_steps(fixed, state, step, count)
 
-    monkeypatch.setattr(qgf.train, "train_steps", stopped)
+    monkeypatch.setattr(qgf.run.trainer, "train_steps", stopped)
     for start in range(0, 60, 10):
         with pytest.raises(TrainingInterrupted, match=f"step {start + 10} is saved"):
             train(TASK, data, tmp_path / "again", odd, seeds=(3, 5), resume=start > 0)
@@ -326,7 +326,7 @@ def test_last_good_checkpoint_survives_a_divergence(run, data, tmp_path, monkeyp
         state, metrics = train_steps(fixed, state, step, count)
         return state, {k: v * np.array([1, np.nan if bad else 1]) for k, v in metrics.items()}
 
-    monkeypatch.setattr(qgf.train, "train_steps", diverging)
+    monkeypatch.setattr(qgf.run.trainer, "train_steps", diverging)
     out = tmp_path / "run"
     with pytest.raises(UserError, match=r"of seed 5 .* before step 40; the checkpoint of step 20"):
         train(TASK, data, out, TINY, seeds=(3, 5))
@@ -339,7 +339,7 @@ def test_a_validation_loss_that_is_not_finite_is_not_saved(data, tmp_path, monke
     def infinite(*arguments):
         return {k: v * np.inf for k, v in validation_losses(*arguments).items()}
 
-    monkeypatch.setattr(qgf.train, "validation_losses", infinite)
+    monkeypatch.setattr(qgf.run.trainer, "validation_losses", infinite)
     with pytest.raises(UserError, match="no longer finite before step 20"):
         train(TASK, data, tmp_path / "run", TINY)
     assert not list_checkpoints(tmp_path / "run")
@@ -396,7 +396,7 @@ def test_full_disk_while_logging(data, tmp_path, monkeypatch):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
     monkeypatch.setattr(
-        qgf.train, "truncate_metrics", lambda path, step: path.symlink_to("/dev/full")
+        qgf.run.trainer, "truncate_metrics", lambda path, step: path.symlink_to("/dev/full")
     )
     with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left"):
         train(TASK, data, tmp_path / "run", TINY)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import TINY
 
-from qgf._update import Fixed, create_state, train_steps
 from qgf.config import Spec
 from qgf.data.dataset import Chunks
+from qgf.run._update import Fixed, create_state, train_steps
 
 SPEC = Spec(obs=3, action=2, chunk=2)
 

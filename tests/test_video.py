@@ -5,12 +5,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from qgf import rollout, video
-from qgf._workers import Workers
-from qgf.checkpoint import load_learner, load_record
+from qgf.act import rollout
+from qgf.act.rollout import Arm, Job
 from qgf.config import Spec
 from qgf.errors import UserError
-from qgf.rollout import Arm, Job
+from qgf.reports import video
+from qgf.run.checkpoint import load_learner, load_record
+from qgf.tasks._workers import Workers
 
 SHAPE = "import imageio.v3 as i, sys; x = i.imread(sys.argv[1], plugin='FFMPEG'); print(x.shape)"
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from telling import draws, tells
 
-from qgf._files import write_value
+from qgf.comparison.protocol import Plan
 from qgf.config import Config
-from qgf.protocol import Plan
-from qgf.statistics import wilson_interval
-from qgf.studies import _scale, weight
+from qgf.evaluation.statistics import wilson_interval
+from qgf.files import write_value
+from studies import _scale, weight
 
 ENV = "cube-single-play-singletask-task{}-v0"
 

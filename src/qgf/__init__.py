@@ -9,13 +9,13 @@ import warnings
 from typing import Any
 
 _PUBLIC = {
-    "guided_sample": "qgf.guidance",
-    "best_of_n": "qgf.search",
-    "flow_matching_loss": "qgf.flow",
-    "euler": "qgf.flow",
-    "load": "qgf.policy",
-    "Policy": "qgf.policy",
-    "make_env": "qgf.envs",
+    "guided_sample": "qgf.core.guidance",
+    "best_of_n": "qgf.core.search",
+    "flow_matching_loss": "qgf.core.flow",
+    "euler": "qgf.core.flow",
+    "load": "qgf.act.policy",
+    "Policy": "qgf.act.policy",
+    "make_env": "qgf.tasks.ogbench.envs",
     "UserError": "qgf.errors",
 }
 __all__ = list(_PUBLIC)

@@ -39,10 +39,10 @@ class Collect:
     """of the whole dataset; the same bytes for any number of workers"""
 
     def __call__(self) -> None:
-        from qgf.envs import check_simulator
+        from qgf.tasks.ogbench.envs import check_simulator
 
         check_simulator()
-        from qgf.data.collect import collect
+        from qgf.tasks.ogbench.collect import collect
 
         val_episodes = -(-self.episodes // 10) if self.val_episodes is None else self.val_episodes
         manifest = collect(
@@ -91,7 +91,7 @@ class Train:
 
     def __call__(self) -> None:
         _check_devices()
-        from qgf.train import train
+        from qgf.run.trainer import train
 
         env, data = self._from_base()
         seeds = [self.seed] if self.seeds is None else _parse_seeds(self.seeds)
@@ -121,7 +121,7 @@ class Train:
             if self.env is None or self.data is None:
                 raise UserError("name --env and --data, or a run to build on with --base")
             return self.env, self.data
-        from qgf.checkpoint import load_record
+        from qgf.run.checkpoint import load_record
 
         record = load_record(self.base)
         return self.env or record["env"], self.data or Path(record["data"]["folder"])
@@ -163,16 +163,16 @@ class Eval:
 
     def __call__(self) -> None:
         _check_devices()
-        from qgf._evaluation import write_evaluation
-        from qgf._files import check_writable, write_json
-        from qgf.evaluate import chosen_arms, evaluate, format_result
+        from qgf.evaluation._evaluate import chosen_arms, evaluate, format_result
+        from qgf.files import check_writable, write_json
+        from qgf.run._evaluation import write_evaluation
 
         # What cannot be kept is said before the work, not after it.
         if self.json is not None:
             check_writable(self.json)
         if self.video is not None:
-            from qgf.checkpoint import load_record
-            from qgf.video import check_filming, film
+            from qgf.reports.video import check_filming, film
+            from qgf.run.checkpoint import load_record
 
             check_filming(load_record(self.critic or self.run)["env"], self.video)
         result = evaluate(
@@ -244,7 +244,7 @@ class Compare:
 
     def __call__(self) -> None:
         _check_devices()
-        from qgf.compare import compare
+        from qgf.comparison._compare import compare
 
         compare(
             self.envs,
@@ -267,7 +267,7 @@ class Methods:
     """List all methods: what they train, what they are tuned by, and the idea."""
 
     def __call__(self) -> None:
-        from qgf.methods import format_methods
+        from qgf.methods.table import format_methods
 
         print(format_methods())
 
@@ -280,7 +280,7 @@ class Study:
     """one of the studies, or all"""
     preset: Literal["smoke", "laptop", "paper"] = "laptop"
     """how much is measured"""
-    out: Path = Path("studies")
+    out: Path = Path("out/studies")
     """folder of the results"""
     env: str | None = None
     """look at this task, or at the goals of this -oraclerep environment, instead (sensitivity,
@@ -288,10 +288,12 @@ class Study:
 
     def __call__(self) -> None:
         _check_devices()
-        from qgf.studies import STUDIES, run_study
+        from qgf._checkout import import_studies
 
-        for name in STUDIES if self.name == "all" else [self.name]:
-            print(f"{name}: {run_study(name, self.preset, self.out, self.env)}", flush=True)
+        studies = import_studies()
+
+        for name in studies.STUDIES if self.name == "all" else [self.name]:
+            print(f"{name}: {studies.run_study(name, self.preset, self.out, self.env)}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,7 @@ class Report:
 
     def __call__(self) -> None:
         _check_devices()
-        from qgf.report import report
+        from qgf.reports._report import report
 
         print(f"report: {report(self.run, video=self.video)}")
 
@@ -412,7 +414,7 @@ def _default_config(argv: list[str]) -> Config:
     """Return the settings of --preset or --base, which stand for what is not given."""
     name, base = _value(argv, "--preset"), _value(argv, "--base")
     if base is not None and name is None:
-        from qgf.checkpoint import load_record
+        from qgf.run.checkpoint import load_record
 
         return Config(**load_record(Path(base))["config"])
     return PRESETS.get(name or "laptop", PRESETS["laptop"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from qgf.critic import Aggregation
+from qgf.core.critic import Aggregation
 from qgf.errors import UserError, check_counts, check_seed
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from qgf._evaluation import read_evaluation, write_evaluation
-from qgf.checkpoint import list_checkpoints
+from qgf.act.policy import Policy
 from qgf.config import PRESETS
-from qgf.data.collect import collect
 from qgf.errors import UserError
-from qgf.evaluate import evaluate
-from qgf.policy import Policy
-from qgf.report import report
-from qgf.train import train
+from qgf.evaluation._evaluate import evaluate
+from qgf.reports._report import report
+from qgf.run._evaluation import read_evaluation, write_evaluation
+from qgf.run.checkpoint import list_checkpoints
+from qgf.run.trainer import train
+from qgf.tasks.ogbench.collect import collect
 
 ENV = "cube-single-play-singletask-task2-v0"
 DATASET = "cube-single-play-v0"

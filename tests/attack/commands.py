@@ -23,8 +23,8 @@ from kills import FEW, NAME, TASK, TRAINING
 import qgf.cli
 from qgf.commands import COMMANDS
 from qgf.config import Config
-from qgf.data.collect import collect
-from qgf.studies import STUDIES
+from qgf.tasks.ogbench.collect import collect
+from studies import STUDIES
 
 SECONDS = 20
 """that a line may take; most take milliseconds"""
@@ -138,11 +138,19 @@ def light() -> Iterator[None]:
     """Leave out what takes long and comes after all arguments are accepted."""
     with contextlib.ExitStack() as undo:
         for name in (
-            *("qgf.train.create_state", "qgf.data.collect._fill", "qgf.evaluate.roll_out"),
-            *("qgf.compare._evaluate", "qgf.report._shown", "qgf.demo.collect"),
+            *(
+                "qgf.run.trainer.create_state",
+                "qgf.tasks.ogbench.collect._fill",
+                "qgf.evaluation._evaluate.roll_out",
+            ),
+            *(
+                "qgf.comparison._compare._evaluate",
+                "qgf.reports._report._shown",
+                "qgf.demo.collect",
+            ),
         ):
             undo.enter_context(patch(name, accept))
-        undo.enter_context(patch("qgf.evaluate.auto_weight", lambda *a, **k: 0.1))
+        undo.enter_context(patch("qgf.evaluation._evaluate.auto_weight", lambda *a, **k: 0.1))
         undo.enter_context(patch.object(STUDIES["toy"], "measure", accept))
         yield
 

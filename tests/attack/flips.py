@@ -20,9 +20,9 @@ import numpy as np
 from kills import FEW, NAME, TASK, TRAINING
 
 import qgf.cli
-from qgf.data.collect import collect
+from qgf.act.policy import Policy
 from qgf.data.manifest import load_manifest
-from qgf.policy import Policy
+from qgf.tasks.ogbench.collect import collect
 
 Result = tuple[int | None, str]
 """exit code and one line, or no code and what the command came to"""

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import qgf.commands
-import qgf.compare
-import qgf.data.collect
-import qgf.evaluate
-import qgf.report
-import qgf.train
+import qgf.comparison._compare
+import qgf.evaluation._evaluate
+import qgf.reports._report
+import qgf.run.trainer
+import qgf.tasks.ogbench.collect
 from qgf.cli import run
 
 NAME = "cube-single-play-v0"
@@ -164,7 +164,7 @@ class Attack:
     def __init__(self, folder: Path) -> None:
         """Run every command once to its end."""
         # Episodes of a hundred steps.
-        qgf.data.collect.collect.__defaults__ = (101,)
+        qgf.tasks.ogbench.collect.collect.__defaults__ = (101,)
         self.folder = folder
         self.place = folder / "place"  # the same for all: runs note where others lie
         self.calls: dict[str, int] = {}

@@ -1,0 +1,20 @@
+"""Trajectories as action chunks, with returns or goals, and the folders they lie in."""
+
+from qgf.data.dataset import (
+    Batch as Batch,
+    Chunks as Chunks,
+    Dataset as Dataset,
+    returns_to_go as returns_to_go,
+)
+from qgf.data.goals import (
+    GoalBatch as GoalBatch,
+    GoalChunks as GoalChunks,
+    GoalDataset as GoalDataset,
+)
+from qgf.data.manifest import (
+    Manifest as Manifest,
+    Shard as Shard,
+    load_manifest as load_manifest,
+    read_manifest as read_manifest,
+)
+from qgf.data.trajectories import Trajectories as Trajectories

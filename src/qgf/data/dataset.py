@@ -15,8 +15,8 @@ from ogbench.relabel_utils import relabel_dataset
 from qgf.config import Spec
 from qgf.data._npz import own_rewards, read_arrays
 from qgf.data.manifest import Manifest, Shard
-from qgf.envs import EnvName, make_env, state_widths
 from qgf.errors import UserError
+from qgf.tasks.ogbench.envs import EnvName, make_env, state_widths
 
 Part = dict[str, np.ndarray]  # what is read of one shard
 

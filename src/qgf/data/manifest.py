@@ -12,10 +12,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from qgf._files import check_form, read_record, reading, sha256, write_record
 from qgf.data._npz import read_arrays
-from qgf.envs import make_env, state_widths
 from qgf.errors import UserError
+from qgf.files import check_form, read_record, reading, sha256, write_record
+from qgf.tasks.ogbench.envs import make_env, state_widths
 
 FILE = "manifest.json"
 PLAN = ("episodes", "val_episodes", "shard_episodes", "steps")

@@ -2,7 +2,7 @@
 
 A learner's `targets` names each slowly averaged copy and the network it follows; `needs`
 names the roles of other learners its loss consults. What a loss may touch of its own is said
-by stop_gradient inside it, and what it sees of `others` carries no gradient; train.py owns
+by stop_gradient inside it, and what it sees of `others` carries no gradient; the trainer owns
 the optimizer.
 """
 
@@ -30,7 +30,7 @@ from qgf.learners.robust_q import RobustQ
 
 @runtime_checkable
 class Learner(Protocol):
-    """What train.py needs of a method."""
+    """What the trainer needs of a method."""
 
     targets: ClassVar[dict[str, str]]
     needs: ClassVar[tuple[str, ...]]

@@ -6,9 +6,9 @@ import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
+from qgf.core.flow import FlowPolicy, flow_matching_loss
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
-from qgf.flow import FlowPolicy, flow_matching_loss
 
 
 class BC(eqx.Module):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import Ensemble, ensemble_critic
+from qgf.core.critic import Ensemble, ensemble_critic
+from qgf.core.flow import euler
 from qgf.data.dataset import Batch
-from qgf.flow import euler
 
 
 class Bootstrapped(eqx.Module):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
+from qgf.core.flow import FlowPolicy, Sampled, draw_path, euler_counting
 from qgf.data.dataset import Batch
-from qgf.flow import FlowPolicy, Sampled, draw_path, euler_counting
 
 NONE, POSITIVE = -1.0, 1.0  # the condition o, one more input of the network
 NONE_WEIGHT = 0.1  # of the unconditional branch in the loss

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import aggregate
+from qgf.core.critic import aggregate
+from qgf.core.flow import Sampled, bounded
+from qgf.core.guidance import q_gradient
+from qgf.core.networks import MLP, time_embedding
 from qgf.data.dataset import Batch
-from qgf.flow import Sampled, bounded
-from qgf.guidance import q_gradient
-from qgf.networks import MLP, time_embedding
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import Critic
+from qgf.core.critic import Critic
+from qgf.core.flow import FlowPolicy, Velocity
+from qgf.core.guidance import q_gradient
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
-from qgf.flow import FlowPolicy, Velocity
-from qgf.guidance import q_gradient
 
 
 class Distilled(eqx.Module):

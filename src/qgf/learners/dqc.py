@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import Aggregation, AtGoal, Ensemble, Value
+from qgf.core.critic import Aggregation, AtGoal, Ensemble, Value
 from qgf.data.goals import GoalBatch
 from qgf.errors import UserError
 

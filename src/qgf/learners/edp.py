@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
+from qgf.core.flow import FlowPolicy, draw_path
+from qgf.core.guidance import one_step_clean
 from qgf.data.dataset import Batch
-from qgf.flow import FlowPolicy, draw_path
-from qgf.guidance import one_step_clean
 
 BC_WEIGHT = 100.0  # λ
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
+from qgf.core.flow import Sampled, bounded, euler
+from qgf.core.networks import MLP
 from qgf.data.dataset import Batch
-from qgf.flow import Sampled, bounded, euler
-from qgf.networks import MLP
 
 BC_WEIGHT = 1000.0  # α
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import AtGoal, Ensemble, Value, aggregate, expectile_loss
+from qgf.core.critic import AtGoal, Ensemble, Value, aggregate, expectile_loss
 from qgf.data.goals import GoalBatch
 
 

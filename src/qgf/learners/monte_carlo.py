@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import Ensemble, ensemble_critic
+from qgf.core.critic import Ensemble, ensemble_critic
 from qgf.data.dataset import Batch
 
 

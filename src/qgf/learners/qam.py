@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import aggregate
+from qgf.core.critic import aggregate
+from qgf.core.flow import FlowPolicy, Velocity
+from qgf.core.guidance import q_gradient
 from qgf.data.dataset import Batch
-from qgf.flow import FlowPolicy, Velocity
-from qgf.guidance import q_gradient
 
 TEMPERATURE = 0.1  # τ
 

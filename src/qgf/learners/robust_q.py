@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.critic import Critic
+from qgf.core.critic import Critic
+from qgf.core.flow import Velocity, draw_path
+from qgf.core.guidance import q_gradient
+from qgf.core.networks import MLP, time_embedding
 from qgf.data.dataset import Batch
-from qgf.flow import Velocity, draw_path
-from qgf.guidance import q_gradient
-from qgf.networks import MLP, time_embedding
 
 
 class RobustQ(eqx.Module):

@@ -1,0 +1,312 @@
+"""A trained run as a policy: `load(RUN).act(obs, key=…, weight=…)`."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qgf.act.calibration import auto_weight
+from qgf.config import Spec
+from qgf.core.flow import FAILED, Sampled, checked_count, refuse_failed
+from qgf.core.search import highest_q_counting
+from qgf.errors import UserError
+from qgf.learners import Learner
+from qgf.methods.table import Learners, Method, at_goal, canonical, find_method
+from qgf.run._evaluation import choose, read_evaluation
+from qgf.run.checkpoint import (
+    find_checkpoint,
+    kinds_held,
+    learner_hash,
+    load_learner,
+    load_record,
+    of_seed,
+)
+from qgf.tasks.ogbench.envs import EnvName
+
+
+def sample_actions(
+    method: Method,
+    learners: Learners,
+    obs: Float[Array, "batch obs"],
+    noise: Float[Array, "n batch draws"],
+    weight: Float[Array, " batch"],
+) -> Sampled:
+    """Return action chunks, and for each row how many steps a bad gradient left unguided.
+
+    Of n > 1 samples for each row the one with the highest Q is returned. A row without any
+    action has the action 0 and the count FAILED; see `qgf.core.flow.refuse_failed`.
+
+    Args:
+        noise: `noise_size` draws of N(0, I) for every sample and row.
+    """
+    n, batch, size = noise.shape
+    if n == 1:
+        return method.act(learners, obs, noise[0], weight)
+    actions, fallbacks = method.act(
+        learners, jnp.tile(obs, (n, 1)), noise.reshape(n * batch, size), jnp.tile(weight, n)
+    )
+    actions, fallbacks = actions.reshape(n, batch, -1), fallbacks.reshape(n, batch)
+    lost = fallbacks == FAILED
+    actions = jnp.where(lost[..., None], jnp.nan, actions)  # so that none of them is chosen
+    best, failed = highest_q_counting(learners["critic"].critic, obs, actions)
+    return best, jnp.where(lost, 0, fallbacks).sum(0) + failed
+
+
+def noise_size(method: Method, learners: Learners, spec: Spec) -> int:
+    """Return how many draws of N(0, 1) one action chunk of a method takes."""
+    steps = learners[method.roles[0]].config.denoise_steps
+    return spec.chunk_action * (1 + steps if method.stochastic else 1)
+
+
+def load_learners(
+    run: Path,
+    methods: Sequence[str],
+    *,
+    which: str = "last",
+    seeds: list[int] | None = None,
+    critic: Path | None = None,
+    critic_which: str = "last",
+    choose: bool = False,
+) -> Learners:
+    """Return the learners of a run that the named methods act with, by role.
+
+    Args:
+        which: "last" or a step's number.
+        critic: another run, whose critic takes the place of the run's own.
+        critic_which: checkpoint of that other run.
+        choose: the critic is needed too, to choose among samples.
+
+    Raises:
+        UserError: no such method, run, checkpoint or seed, or a learner is missing.
+    """
+    record = load_record(run)
+    seeds = record["seeds"] if seeds is None else seeds
+    wanted = {role: name for name in methods for role in find_method(name).roles}
+    if choose:
+        wanted.setdefault("critic", methods[0])
+    learners = {}
+    for role, name in wanted.items():
+        if role == "critic" and critic is not None:
+            learners[role] = _other_critic(critic, critic_which, record, seeds)
+        elif role in kinds_held(record):
+            learners[role] = load_learner(run, role, which=which, seeds=seeds)
+        else:
+            raise UserError(f"{run} has no {role}, which {name} needs; {_how(run, record, name)}")
+    return learners
+
+
+def learner_hashes(
+    run: Path, roles: Iterable[str], which: str, critic: Path | None, critic_which: str
+) -> dict[str, str]:
+    """Return the SHA-256 of the files that `load_learners` reads, by role."""
+    theirs = {"critic": (critic, critic_which)} if critic is not None else {}
+    sources = {role: theirs.get(role, (run, which)) for role in roles}
+    return {role: learner_hash(folder, role, at) for role, (folder, at) in sources.items()}
+
+
+def _how(run: Path, record: dict, name: str) -> str:
+    if EnvName.parse(record["env"]).singletask:
+        return f"train it with `qgf train --method {name} --base {run} --out …`"
+    return f"train it with `qgf train --env …-singletask-taskN-v0 --policy {run} --out …`"
+
+
+def _other_critic(run: Path, which: str, record: dict, seeds: list[int]) -> Learner:
+    other = load_record(run)
+    # A run of the policy alone, or one for goals, takes any critic of its domain.
+    free = not EnvName.parse(record["env"]).singletask
+    sizes = [{**r["spec"], "goal": 0} for r in (record, other)]
+    if sizes[0] != sizes[1] or not (free or other["env"] == record["env"]):
+        raise UserError(
+            f"the critic of {run} is of {other['env']} with {other['spec']}, "
+            f"the run of {record['env']} with {record['spec']}"
+        )
+    return load_learner(run, "critic", which=which, seeds=seeds)
+
+
+def _numbers(x: Any, what: str) -> Float[np.ndarray, "..."]:
+    """Return x in float32, beyond which numbers become infinite. UserError if it is not real."""
+    try:
+        given = np.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} must be an array of numbers") from error
+    if not (jnp.issubdtype(given.dtype, np.floating) or jnp.issubdtype(given.dtype, np.integer)):
+        raise UserError(f"{what} must be real numbers, got {given.dtype}")
+    with np.errstate(over="ignore"):
+        return given.astype(np.float32)
+
+
+@eqx.filter_jit
+def _sample(
+    method: Method, learners: Learners, goal: Array, obs: Array, noise: Array, weight: Array
+) -> Sampled:
+    return sample_actions(method, at_goal(learners, goal), obs, noise, weight)
+
+
+class Policy:
+    """A run's learners as something that acts, for one training seed."""
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        method: str | None = None,
+        critic: str | Path | None = None,
+        checkpoint: str = "last",
+        seed: int | None = None,
+    ) -> None:
+        """Read what a method needs of a run.
+
+        Args:
+            method: a name of METHODS; by default the one the run was trained for, or "bc"
+                when it has no critic.
+            critic: another run, whose critic takes the place of this run's own.
+            checkpoint: "last" or a step's number.
+            seed: one of the run's training seeds; the first by default.
+
+        Raises:
+            UserError: no such method, run, checkpoint or seed, or a learner is missing.
+        """
+        self.run = Path(run)
+        record = load_record(self.run)
+        other = None if critic is None else Path(critic)
+        self._judge = record if other is None else load_record(other)  # whose critic guides
+        self.env, self.spec = self._judge["env"], Spec(**self._judge["spec"])
+        has_critic = other is not None or "critic" in kinds_held(record)
+        self.name = canonical(method or (record["method"] if has_critic else "bc"))
+        self._method = find_method(self.name)
+        # As numbers, so that all is read from the same checkpoints while a training goes on.
+        which = find_checkpoint(self.run, checkpoint).name
+        critic_which = which if other is None else find_checkpoint(other).name
+        learners = load_learners(
+            self.run,
+            [self.name],
+            which=which,
+            seeds=record["seeds"][:1] if seed is None else [seed],
+            critic=other,
+            critic_which=critic_which,
+            choose=has_critic,
+        )
+        self._hashes = learner_hashes(self.run, learners, which, other, critic_which)
+        self._learners = of_seed(learners, 0)
+        self._defaults: dict[int, float] = {}  # weights by number of samples
+
+    def act(
+        self,
+        obs: Float[np.ndarray, "*batch obs"],
+        *,
+        key: PRNGKeyArray,
+        goal: Float[np.ndarray, "*goals goal"] | None = None,
+        weight: float | Float[np.ndarray, "*batch"] | None = None,
+        samples: int = 1,
+    ) -> Float[np.ndarray, "*batch chunk action"]:
+        """Return the next `chunk` actions, in [-1, 1], for one observation or a batch.
+
+        Args:
+            key: a JAX key; the same key gives the same actions.
+            goal: where the critic is to lead, one or one per row, if it was trained on goals:
+                as `env.reset` gives it in info["goal"]. It may be another at every call.
+            weight: guidance weight (or what else the method is tuned by), one or one per row.
+                By default the one that `qgf eval` chose for these very networks, this method and
+                as many samples; else, for a guided flow, `qgf.act.calibration.auto_weight`. For a
+                guided flow 0 is the policy as it was cloned. A method that is not tuned takes
+                none, or 0.
+            samples: of so many samples the one with the highest Q is returned.
+
+        Raises:
+            UserError: an observation or goal of another size or not finite, a goal missing or
+                not asked for, a weight below 0 or one the method does not take, no critic to
+                guide or choose with, no weight given nor chosen, or RUN/eval.json is damaged; an
+                observation so far from those of training that the networks' numbers overflow,
+                which is named.
+        """
+        obs = _numbers(obs, "an observation")
+        if obs.shape[-1:] != (self.spec.obs,) or not np.isfinite(obs).all():
+            raise UserError(
+                f"an observation must be {self.spec.obs} finite numbers, got shape {obs.shape}"
+                + ("" if np.isfinite(obs).all() else " with NaN or infinity")
+            )
+        checked_count(samples, "samples")
+        weights = self._weights(weight, samples, obs.shape[:-1]).ravel()
+        if "critic" not in self._learners and (weights.any() or samples > 1):
+            raise UserError(f"{self.run} has no critic, so only weight 0 and one sample work")
+        if weights.any() and not self._method.weights:
+            raise UserError(f"{self.name} is not tuned by a weight; leave it out")
+        goals = self._goals(goal, obs.shape[:-1], bool(weights.any()) or samples > 1)
+        batch = obs.reshape(-1, self.spec.obs)
+        size = noise_size(self._method, self._learners, self.spec)
+        try:
+            noise = jax.random.normal(key, (samples, len(batch), size))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"key must be one JAX key, as jax.random.key(0); got {key}") from error
+        actions, counts = _sample(self._method, self._learners, goals, batch, noise, weights)
+        refuse_failed(counts.reshape(obs.shape[:-1]))
+        shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
+        return np.asarray(actions).reshape(shape)
+
+    def _goals(
+        self, goal: np.ndarray | None, batch: tuple[int, ...], used: bool
+    ) -> Float[np.ndarray, "row goal"]:
+        size = self.spec.goal
+        if goal is None:
+            if size and used:
+                raise UserError(f"{self.run} leads to goals; name one with goal=, {size} numbers")
+            return np.zeros((int(np.prod(batch)), size), np.float32)
+        if not size:
+            raise UserError(f"{self.run} is of {self.env}, which takes no goal")
+        goal = _numbers(goal, "a goal")
+        if goal.shape not in ((size,), (*batch, size)) or not np.isfinite(goal).all():
+            raise UserError(
+                f"a goal of {self.env} must be {size} finite numbers, one or one for each "
+                f"observation, got shape {goal.shape}"
+                + ("" if np.isfinite(goal).all() else " with NaN or infinity")
+            )
+        return np.broadcast_to(goal, (*batch, size)).reshape(-1, size)
+
+    def _weights(
+        self, weight: float | np.ndarray | None, samples: int, batch: tuple[int, ...]
+    ) -> np.ndarray:
+        if weight is None:
+            weight = self._default_weight(samples) if self._method.weights else 0.0
+        weights = _numbers(weight, "a weight")
+        if weights.shape not in ((), batch):
+            raise UserError(f"weight has shape {weights.shape} for observations of {batch}")
+        weights = np.broadcast_to(weights, batch)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise UserError(
+                f"a guidance weight must be a finite number of at least 0, got {weight}"
+            )
+        return weights
+
+    def _default_weight(self, samples: int) -> float:
+        if samples not in self._defaults:
+            chosen = self._chosen(samples)
+            if chosen is None and self._method.guided:
+                # None adds the training-seed axis.
+                chosen = auto_weight(of_seed(self._learners, None), self._judge)
+            if chosen is None:
+                raise UserError(
+                    f"no weight was chosen for {self.name} on {self.run} as it is here; give one "
+                    f"or run `qgf eval {self.run} --method {self.name}`"
+                )
+            self._defaults[samples] = chosen
+        return self._defaults[samples]
+
+    def _chosen(self, samples: int) -> float | None:
+        """Return the weight that RUN/eval.json chose for the same networks, method and samples."""
+        if not (self.run / "eval.json").exists():
+            return None
+        result = read_evaluation(self.run)
+        found = result["methods"].get(self.name, {"settings": []})
+        rows = [row for row in found["settings"] if row["samples"] == samples]
+        searched = any(row["weight"] for row in rows)  # not the unguided policy alone
+        theirs = result["learners"]
+        same = all(theirs.get(role) == self._hashes[role] for role in self._method.roles)
+        return choose(rows)["weight"] if searched and same else None
+
+
+load = Policy

@@ -1,0 +1,218 @@
+"""Episodes: many at a time, of any method, every one fixed by its number.
+
+All ways to act meet the same environment seeds and the same initial noise (paired).
+"""
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from qgf._progress import progress
+from qgf.act.policy import noise_size, sample_actions
+from qgf.config import Spec
+from qgf.core.flow import FAILED
+from qgf.errors import UserError
+from qgf.methods.table import Learners, Method, at_goal, find_method
+from qgf.tasks._workers import Reply, Workers
+
+SPLITS = ("tune", "test")
+GOALS = 5  # that OGBench evaluates in every environment
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to act: method (or its name), weight, how many samples the critic chooses from."""
+
+    method: str | Method = "bc"
+    weight: float = 0.0
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to run: which arm, with which training seed (by position), which start.
+
+    Where a goal is asked for, neighbouring episodes take OGBench's goals in turn.
+    """
+
+    arm: Arm
+    seed: int
+    split: str
+    episode: int
+
+    @property
+    def start(self) -> int:
+        """Number that fixes the environment's seed and the noise; equal for all arms."""
+        return 2 * self.episode + SPLITS.index(self.split)
+
+
+@dataclass
+class Outcome:
+    """What an episode came to: success, sum of rewards, environment steps, and denoising
+    steps that went unguided because a gradient was not finite."""
+
+    success: bool = False
+    total: float = 0.0
+    length: int = 0
+    fallbacks: int = 0
+
+    def add(self, reply: Reply) -> None:
+        self.success = reply.success
+        self.total += reply.reward
+        self.length += reply.length
+
+
+def make_jobs(arms: Sequence[Arm], seeds: int, counts: dict[str, int]) -> list[Job]:
+    """Return the jobs of all arms: `counts` episodes of each split for every training seed."""
+    return [
+        Job(arm, i, split, episode)
+        for split in counts
+        for episode in range(counts[split])
+        for arm in arms
+        for i in range(seeds)
+    ]
+
+
+def roll_out(
+    env: str,
+    spec: Spec,
+    learners: Learners,
+    jobs: Sequence[Job],
+    workers: int,
+    slots: int,
+    seed: int,
+    pool: Workers | None = None,
+) -> dict[Job, Outcome]:
+    """Run all jobs, `slots` at a time; one policy call serves all that run.
+
+    Args:
+        learners: their arrays lead with the training-seed axis.
+        pool: processes of `slots` environments to use; by default some of its own.
+    """
+    outcomes = {job: Outcome() for job in jobs}
+    groups = collections.defaultdict(list)
+    for job in jobs:
+        groups[job.arm.method, job.arm.samples].append(job)
+    own = contextlib.nullcontext(pool) if pool else Workers(env, slots, workers)
+    with progress() as bar, own as pool:
+        task = bar.add_task("evaluating", total=len(jobs), unit="episodes")
+        for (name, samples), group in groups.items():
+            act = actor(name, samples, learners, spec, seed)
+            for _ in _pass(pool, act, spec, group, outcomes, slots, seed):
+                bar.advance(task)
+    return outcomes
+
+
+def actor(name: str | Method, samples: int, learners: Learners, spec: Spec, seed: int) -> Callable:
+    """Return how a method acts.
+
+    That is (obs, goal, weight, start, turn) -> (actions, fallbacks), all [seed, row]; a goal
+    has no entries where none is asked for. A row without an action has FAILED fallbacks.
+    """
+    method = name if isinstance(name, Method) else find_method(name)
+    roles = {*method.roles} | ({"critic"} if samples > 1 else set())
+    used = {role: learners[role] for role in learners if role in roles}
+    shape = (samples, noise_size(method, used, spec))
+    return partial(_act, method, used, jax.random.key(seed), shape)
+
+
+def _pass(
+    pool: Workers,
+    act: Callable,
+    spec: Spec,
+    jobs: Sequence[Job],
+    outcomes: dict[Job, Outcome],
+    slots: int,
+    seed: int,
+) -> Iterator[Job]:
+    """Yield each job when its episode has ended; slots are divided among training seeds."""
+    seeds = 1 + max(job.seed for job in jobs)
+    rows = max(1, slots // seeds)
+    queues = [collections.deque(job for job in jobs if job.seed == i) for i in range(seeds)]
+    running: list[Job | None] = [None] * (seeds * rows)
+    obs = np.zeros((seeds, rows, spec.obs), np.float32)
+    goal = np.zeros((seeds, rows, spec.goal), np.float32)
+    weight = np.zeros((seeds, rows), np.float32)
+    start, turn = np.zeros((2, seeds, rows), np.int32)
+    while True:
+        requests: dict[int, tuple[str, Any]] = {}
+        if any(running):
+            chunks, fallbacks = map(np.asarray, act(obs, goal, weight, start, turn))
+            chunks = chunks.reshape(-1, spec.chunk, spec.action)
+        for slot, job in enumerate(running):
+            queue, at = queues[slot // rows], divmod(slot, rows)
+            if job is not None:
+                if fallbacks[at] == FAILED:
+                    raise UserError(
+                        f"no action in {job.split} episode {job.episode}, weight "
+                        f"{job.arm.weight:g}: the networks' numbers became NaN or infinite; "
+                        "weights may be too large, or the run damaged"
+                    )
+                requests[slot] = ("act", chunks[slot])
+                outcomes[job].fallbacks += int(fallbacks[at])
+            elif queue:
+                job = running[slot] = queue.popleft()
+                weight[at], start[at], turn[at] = job.arm.weight, job.start, -1
+                requests[slot] = ("reset", start_of(job, spec, seed))
+        if not requests:
+            return
+        for slot, reply in pool.request(requests).items():
+            job, at = running[slot], divmod(slot, rows)
+            obs[at] = reply.obs
+            if spec.goal and turn[at] < 0:
+                goal[at] = reply.goal
+            turn[at] += 1
+            outcomes[job].add(reply)
+            if reply.done:
+                running[slot] = None
+                yield job
+
+
+@eqx.filter_jit
+def _act(
+    method: Method,
+    learners: Learners,
+    key: PRNGKeyArray,
+    shape: tuple[int, int],
+    obs: Float[Array, "seed row obs"],
+    goal: Float[Array, "seed row goal"],
+    weight: Float[Array, "seed row"],
+    start: Int[Array, "seed row"],
+    turn: Int[Array, "seed row"],
+) -> tuple[Float[Array, "seed row action"], Int[Array, "seed row"]]:
+    def noise(start: Int[Array, ""], turn: Int[Array, ""]) -> Float[Array, "n action"]:
+        one = jax.random.fold_in(jax.random.fold_in(key, start), turn)
+        return jax.random.normal(one, shape)
+
+    arrays, static = eqx.partition(learners, eqx.is_array)
+
+    def act(one: tuple) -> tuple[Float[Array, "row action"], Int[Array, " row"]]:
+        arrays, obs, goal, weight, start, turn = one
+        noises = jax.vmap(noise, out_axes=1)(start, turn)
+        learners = at_goal(eqx.combine(arrays, static), goal)
+        return sample_actions(method, learners, obs, noises, weight)
+
+    # Not vmap: it would turn the critic's choice of rows into doing all choices.
+    return jax.lax.map(act, (arrays, obs, goal, weight, start, turn))
+
+
+def start_of(job: Job, spec: Spec, seed: int) -> dict[str, Any]:
+    """Return what a job's environment is reset with.
+
+    If a goal is asked for, it is the next of OGBench's for every episode.
+    """
+    goal = {"task_id": 1 + job.episode % GOALS}
+    return {"seed": _env_seed(seed, job.start)} | ({"options": goal} if spec.goal else {})
+
+
+def _env_seed(seed: int, start: int) -> int:
+    """Return an environment seed that differs for every (evaluation seed, start)."""
+    return int(np.random.SeedSequence([seed, start]).generate_state(1)[0])

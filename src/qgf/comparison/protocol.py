@@ -1,0 +1,264 @@
+"""One protocol for comparisons and studies: a folder of runs and of episodes, each made once.
+
+    OUT/runs/DOMAIN/policy                  one flow policy for all tasks of a domain
+    OUT/runs/DOMAIN/taskN/critic            one IQL critic for all test-time methods of a task
+    OUT/runs/DOMAIN/goals/critic            one DQC critic for all of them and all goals
+    OUT/runs/DOMAIN/taskN/METHOD            what a method trains beside them
+    OUT/episodes/ENV/NAME/SPLIT W of N.json outcomes at weight W, the best of N samples
+    OUT/opinions/ENV/NAME/W of N.json       what the critic thinks of such actions
+
+Every finished piece is a file: work that was cut off goes on with the next.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from qgf.act.policy import noise_size, sample_actions
+from qgf.act.rollout import GOALS, SPLITS, Arm, make_jobs, roll_out
+from qgf.config import Config, Spec, check_seeds
+from qgf.core.flow import refuse_failed
+from qgf.data.dataset import Batch
+from qgf.data.goals import GoalBatch
+from qgf.errors import UserError
+from qgf.evaluation._evaluate import table
+from qgf.files import read_record, read_value, write_record, write_value
+from qgf.methods.table import METHODS, Learners, Method, at_goal, find_method, kinds_of
+from qgf.run._validation import validation_batch
+from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
+from qgf.run.trainer import train
+from qgf.tasks._workers import Workers
+from qgf.tasks.ogbench.envs import EnvName
+
+BASE = ("policy", "critic")
+STATES = 512  # of the validation data, at which the critic is asked
+
+Setting = tuple[float, int]  # weight, and of how many samples the critic chooses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where things are and how they are made.
+
+    Attributes:
+        out: folder of all runs and results.
+        data: folder of the data by data set name.
+        seeds: training seeds.
+        counts: episodes of a setting, task (or goal) and training seed by split.
+        workers, slots, seed: as in `qgf.evaluation._evaluate.evaluate`.
+    """
+
+    out: Path
+    data: dict[str, Path]
+    config: Config
+    seeds: tuple[int, ...]
+    counts: dict[str, int]
+    workers: int = 2
+    slots: int = 32
+    seed: int = 0
+
+    def facts(self) -> dict:
+        """Return what all results in `out` have in common."""
+        return {
+            "seeds": list(self.seeds),
+            "config": dataclasses.asdict(self.config),
+            "test_episodes": self.counts[SPLITS[1]],
+            "tune_episodes": self.counts[SPLITS[0]],
+            "seed": self.seed,
+        }
+
+
+class Variant(NamedTuple):
+    """A way to act, what it acts with (read when it is needed), and settings to evaluate."""
+
+    method: Method
+    learners: Callable[[], Learners]
+    settings: Sequence[Setting]
+
+
+def check_facts(plan: Plan) -> None:
+    """Note the settings of all results in `plan.out`. UserError if it holds those of others.
+
+    Settings under which nothing was made yet bind nobody.
+    """
+    check_seeds(plan.seeds)
+    path = plan.out / "compare.json"
+    made = itertools.chain(plan.out.glob("runs/**/state.json"), plan.out.glob("episodes/**/*.json"))
+    if path.exists() and any(made):
+        old, new = read_record(path), plan.facts()
+        differ = [name for name in new if old.get(name) != new[name]]
+        if differ:
+            raise UserError(
+                f"{plan.out} holds a comparison with other settings ({', '.join(differ)}); "
+                "use them, or another --out"
+            )
+    write_record(path, plan.facts())
+
+
+def check_task(env: str) -> None:
+    """Raise a UserError if an environment has neither a task nor goals."""
+    name = EnvName.parse(env)
+    if not (name.singletask or name.oraclerep):
+        raise UserError(f"{env} names no task; use …-singletask-taskN-v0 or …-oraclerep-v0")
+
+
+def variant(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> Variant:
+    """Return a method of METHODS with what it needs on a task, trained if it is not there."""
+    return Variant(find_method(name), partial(learners, plan, name, env), settings)
+
+
+def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant]) -> None:
+    """Run the episodes of all variants, named as they are filed, that are not there yet."""
+    with contextlib.ExitStack() as stack:
+        pool = None
+        for name, (method, load, settings) in variants.items():
+            missing = [s for s in settings if not _file(plan, name, env, split, s).exists()]
+            if not missing:
+                continue
+            # One pool for all variants: making its environments takes longer than a variant.
+            pool = pool or stack.enter_context(Workers(env, plan.slots, plan.workers))
+            arms = {setting: Arm(method, *setting) for setting in missing}
+            sizes = spec(plan, env)
+            count = plan.counts[split] * (GOALS if sizes.goal else 1)
+            jobs = make_jobs([*arms.values()], len(plan.seeds), {split: count})
+            print(f"evaluating {name} on {env}, {split} episodes", flush=True)
+            outcomes = roll_out(env, sizes, load(), jobs, plan.workers, plan.slots, plan.seed, pool)
+            for setting, arm in arms.items():
+                path = _file(plan, name, env, split, setting)
+                write_value(path, table(outcomes, arm, split).tolist())
+
+
+def read_episodes(
+    plan: Plan, name: str, env: str, split: str, setting: Setting
+) -> Float[np.ndarray, "seed episode 4"]:
+    """Return the outcomes of `run_episodes`, as `qgf.evaluation._evaluate.table` gives them."""
+    return np.array(read_value(_file(plan, name, env, split, setting)))
+
+
+def _file(plan: Plan, name: str, env: str, split: str, setting: Setting) -> Path:
+    return plan.out / "episodes" / env / name / f"{split} {_label(setting)}.json"
+
+
+def _label(setting: Setting) -> str:
+    return f"{setting[0]:g} of {setting[1]}"
+
+
+def opinions(
+    plan: Plan, name: str, env: str, settings: Sequence[Setting]
+) -> Float[np.ndarray, "setting 2"]:
+    """Return, for every setting, how the critic values a method's actions, and how far they go.
+
+    At states of the validation data, with the noise that the cloned policy gets: by how much
+    the mean IQL critic's Q exceeds that of cloned actions, and the root mean square distance
+    from them, an action dimension; means over training seeds.
+    """
+    folder = plan.out / "opinions" / env / name
+    missing = [s for s in settings if not (folder / f"{_label(s)}.json").exists()]
+    if missing:
+        method = find_method(name)
+        base = {role: load_learner(run_folder(plan, role, env), role) for role in BASE}
+        pair = (base, learners(plan, name, env))
+        batch = validation_batch(load_record(run_folder(plan, "critic", env)), STATES)
+        size, most = noise_size(method, pair[1], spec(plan, env)), max(n for _, n in missing)
+        noise = jax.random.normal(jax.random.key(0), (most, len(batch.obs), size))
+        for weight, samples in missing:
+            each = []
+            for i in range(len(plan.seeds)):
+                inputs = (*of_seed(pair, i), batch, noise[:samples], jnp.asarray(weight))
+                opinion, counts = _opinion(method, *inputs)
+                refuse_failed(counts)
+                each.append(opinion)
+            write_value(
+                folder / f"{_label((weight, samples))}.json", np.mean(each, axis=0).tolist()
+            )
+    return np.array([read_value(folder / f"{_label(s)}.json") for s in settings])
+
+
+@eqx.filter_jit
+def _opinion(
+    method: Method,
+    base: Learners,
+    learners: Learners,
+    batch: Batch | GoalBatch,
+    noise: Array,
+    weight: Array,
+) -> tuple[Float[Array, "2"], Int[Array, "2 row"]]:
+    base, learners = (at_goal(each, batch.goal) for each in (base, learners))
+    obs = batch.obs
+    actions, counts = sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))
+    first = noise[:1, :, : actions.shape[1]]  # more noise is that of later steps
+    plain, failed = sample_actions(METHODS["bc"], base, obs, first, jnp.zeros(len(obs)))
+    q = base["critic"].critic
+    gain = (q(obs, actions) - q(obs, plain)).mean()
+    opinion = jnp.stack([gain, jnp.sqrt(jnp.square(actions - plain).mean())])
+    return opinion, jnp.stack([counts, failed])
+
+
+def learners(plan: Plan, name: str, env: str) -> Learners:
+    """Return the learners a method acts with, each trained if it is not there yet."""
+    method = find_method(name)
+    return {
+        role: load_learner(run_folder(plan, source(method, name, role), env), role)
+        for role in method.roles
+    }
+
+
+def source(method: Method, name: str, role: str) -> str:
+    """Return the run that holds a method's learner: "policy", "critic", or a method's own."""
+    kind = kinds_of(method)[role]
+    if kind in ("bc", "iql"):
+        return role
+    if method.critic == "bootstrapped":
+        return "qam-bootstrapped"
+    return "qgf-distill" if kind == "distill" else name
+
+
+def run_folder(plan: Plan, what: str, env: str) -> Path:
+    """Train one of the runs of a domain or task, if need be, and return its folder."""
+    dataset = EnvName.parse(env).dataset
+    folder = plan.out / "runs" / dataset.removesuffix("-v0")
+    name = EnvName.parse(env)
+    task = "goals" if name.oraclerep else f"task{name.task or 'default'}"
+    options: dict
+    if what == "policy":
+        env, path, options = dataset, folder / "policy", {"method": "bc"}
+    elif what == "qgf-distill":
+        base = run_folder(plan, "policy", env)
+        env, path, options = dataset, folder / what, {"method": what, "base": base}
+    elif what == "critic":
+        path, options = folder / task / what, {"policy": run_folder(plan, "policy", env)}
+    else:
+        base = run_folder(plan, "critic", env)
+        path, options = folder / task / what, {"method": what, "base": base}
+    train_to_end(plan, env, path, plan.config, **options)
+    return path
+
+
+def train_to_end(plan: Plan, env: str, path: Path, config: Config, **options: object) -> None:
+    """Train a run, or what is left of it; `options` are those of `qgf.run.trainer.train`."""
+    if max(list_checkpoints(path), default=0) >= config.steps:
+        return
+    data, resume = plan.data[EnvName.parse(env).dataset], (path / "config.json").exists()
+    print(f"training {path}", flush=True)
+    begin = time.monotonic()
+    train(env, data, path, config, seeds=plan.seeds, resume=resume, **options)
+    if not resume:
+        write_value(path / "seconds.json", time.monotonic() - begin)
+
+
+def spec(plan: Plan, env: str) -> Spec:
+    """Return the sizes of observations and actions, and of goals where the task is one."""
+    what = "critic" if EnvName.parse(env).oraclerep else "policy"
+    return Spec(**load_record(run_folder(plan, what, env))["spec"])

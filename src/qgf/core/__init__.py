@@ -1,0 +1,25 @@
+"""Flow policies, critics and guidance: JAX and Equinox, no data, no environments."""
+
+from qgf.core.critic import Critic as Critic, Ensemble as Ensemble, Value as Value
+from qgf.core.flow import (
+    FAILED as FAILED,
+    FlowPolicy as FlowPolicy,
+    Sampled as Sampled,
+    Velocity as Velocity,
+    bounded as bounded,
+    euler as euler,
+    euler_counting as euler_counting,
+    flow_matching_loss as flow_matching_loss,
+    refuse_failed as refuse_failed,
+)
+from qgf.core.guidance import (
+    ESTIMATORS as ESTIMATORS,
+    Action as Action,
+    Estimator as Estimator,
+    Obs as Obs,
+    guided_sample as guided_sample,
+    guided_sample_counting as guided_sample_counting,
+    qgf as qgf,
+)
+from qgf.core.networks import MLP as MLP
+from qgf.core.search import best_of_n as best_of_n, gradient_steps as gradient_steps

@@ -1,0 +1,104 @@
+"""Critics: an ensemble of Q networks, a state value, and how an ensemble becomes one Q."""
+
+from typing import Literal, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from qgf.core._smaller_q import smaller_q
+from qgf.core.networks import MLP
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """Any function q(obs, action) -> values; all arrays lead with the batch axis."""
+
+    def __call__(
+        self, obs: PyTree, action: Float[Array, "batch *action"]
+    ) -> Float[Array, " batch"]: ...
+
+
+class Ensemble(eqx.Module):
+    """Independent Q networks."""
+
+    members: list[MLP]
+
+    def __init__(
+        self, obs: int, action: int, *, members: int, width: int, depth: int, key: PRNGKeyArray
+    ):
+        self.members = [
+            MLP(obs + action, 1, width=width, depth=depth, norms=depth, key=k)
+            for k in jax.random.split(key, members)
+        ]
+
+    def __call__(
+        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
+    ) -> Float[Array, "member batch"]:
+        return jnp.stack([mlp(obs, action)[:, 0] for mlp in self.members])
+
+
+class Value(eqx.Module):
+    """A state value V(s)."""
+
+    mlp: MLP
+
+    def __init__(self, obs: int, *, width: int, depth: int, key: PRNGKeyArray):
+        self.mlp = MLP(obs, 1, width=width, depth=depth, norms=depth, key=key)
+
+    def __call__(self, obs: Float[Array, "batch obs"]) -> Float[Array, " batch"]:
+        return self.mlp(obs)[:, 0]
+
+
+Aggregation = Literal["min", "mean"]
+
+
+def aggregate(
+    values: Float[Array, "member batch"], how: Aggregation = "min"
+) -> Float[Array, " batch"]:
+    """Reduce an ensemble's values to one per row: the smallest (pessimistic), or the mean."""
+    return values.min(0) if how == "min" else values.mean(0)
+
+
+def ensemble_critic(
+    ensemble: Ensemble,
+    how: Aggregation,
+    obs: Float[Array, "batch obs"],
+    action: Float[Array, "batch action"],
+) -> Float[Array, " batch"]:
+    """Return an ensemble's aggregated Q(s, a), to be differentiated by the action alone.
+
+    The smaller of two has a faster action gradient of its own, which cannot be vmapped.
+    """
+    if how == "min" and len(ensemble.members) == 2:
+        return smaller_q(*ensemble.members, obs, action)
+    return aggregate(ensemble(obs, action), how)
+
+
+class AtGoal(eqx.Module):
+    """A goal-conditioned ensemble whose goals are fixed, one a row: a critic like any other."""
+
+    ensemble: Ensemble
+    goal: Float[Array, "row goal"]
+    aggregation: Aggregation = eqx.field(static=True)
+
+    def critic(
+        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
+    ) -> Float[Array, " batch"]:
+        """Return the aggregated Q(s, a, goal).
+
+        The rows of obs may be those of the goals n times over, as n samples a row tile them.
+        """
+        goal = jnp.tile(self.goal, (len(obs) // len(self.goal), 1))
+        state = jnp.concatenate([obs, goal], -1)
+        return ensemble_critic(self.ensemble, self.aggregation, state, action)
+
+
+def expectile_loss(difference: Float[Array, " batch"], expectile: float) -> Float[Array, " batch"]:
+    """Return |τ − 1(d < 0)| d², whose minimizer over V with d = Q − V is the τ-expectile.
+
+    Source: implicit Q-learning (arXiv 2110.06169), equation 5.
+    """
+    weight = jnp.where(difference > 0, expectile, 1 - expectile)
+    return weight * jnp.square(difference)

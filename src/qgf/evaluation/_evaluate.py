@@ -1,0 +1,270 @@
+"""Evaluation: methods, weights and training seeds of a run in one vectorized pass.
+
+All meet the same environment seeds and the same initial noise (paired). What
+a method is tuned by is chosen on one set of episodes and reported on another.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from qgf.act.calibration import auto_weight
+from qgf.act.policy import learner_hashes, load_learners
+from qgf.act.rollout import GOALS, SPLITS, Arm, Job, Outcome, make_jobs, roll_out
+from qgf.config import Spec
+from qgf.errors import UserError, check_counts, check_seed
+from qgf.evaluation.statistics import paired_difference, wilson_interval
+from qgf.methods.table import Method, canonical, find_method, settings
+from qgf.run._evaluation import choose
+from qgf.run.checkpoint import find_checkpoint, load_record
+from qgf.tasks.ogbench.envs import EnvName
+
+
+def evaluate(
+    run: Path,
+    weights: Sequence[float] | None = None,
+    *,
+    methods: Sequence[str] = ("qgf",),
+    critic: Path | None = None,
+    episodes: int = 50,
+    tune_episodes: int | None = None,
+    best_of: Sequence[int] = (),
+    workers: int = 2,
+    slots: int = 32,
+    seed: int = 0,
+    checkpoint: str = "last",
+    data: Path | None = None,
+) -> dict:
+    """Evaluate methods on a run and return the result, which `write_evaluation` keeps.
+
+    Args:
+        weights: for every method that has one; by default `qgf.act.calibration.auto_weight` for
+            guided flows, and each other method's own. 0, the policy as it was cloned, is
+            always among them.
+        methods: names of METHODS.
+        critic: another run, whose critic takes the place of this run's own.
+        episodes: test episodes for every setting and training seed, and every goal if the
+            run's critic takes goals.
+        tune_episodes: episodes on which a setting is chosen; as many by default.
+        best_of: sample counts N of the methods that choose among samples; given without such
+            a method, best-of-N of the unguided policy is evaluated too.
+        workers: environment processes.
+        slots: episodes that run at a time.
+        seed: of the environments and the noise.
+        checkpoint: "last" or a step's number.
+        data: folder of the data of the run whose critic guides, if it is no longer where it was
+            in training; read only to measure a weight.
+
+    Raises:
+        UserError: no such method, run or checkpoint, a run without task or without what a
+            method needs, a bad weight, or weights for methods that have none.
+    """
+    tune_episodes = episodes if tune_episodes is None else tune_episodes
+    counts = {"episodes": episodes, "tune_episodes": tune_episodes}
+    check_counts(counts | {"workers": workers, "slots": slots})
+    for number in best_of:
+        check_counts({"best_of": number})
+    check_seed("the evaluation's seed", seed)
+    weights = None if weights is None else checked_weights(weights)
+    named = _named(methods, best_of)
+    if weights is not None and not any(method.weights for method in named.values()):
+        raise UserError(f"{', '.join(named)}: not tuned by a weight; leave --weights out")
+    record = load_record(run)
+    judge = record if critic is None else load_record(critic)
+    if data is not None:
+        judge["data"]["folder"] = str(data)
+    env, spec = judge["env"], Spec(**judge["spec"])
+    if not (EnvName.parse(env).singletask or spec.goal):
+        raise UserError(
+            f"{run} has no critic, so there is no task to evaluate; train one with "
+            f"`qgf train --env …-singletask-taskN-v0 --policy {run}`"
+        )
+    # As numbers, so that all is read from the same checkpoints while a training goes on.
+    which = find_checkpoint(run, checkpoint).name
+    critic_which = which if critic is None else find_checkpoint(critic).name
+    goals = GOALS if spec.goal else 1
+    counts = {"tune": tune_episodes * goals, "test": episodes * goals}
+    sources = {"which": which, "critic": critic, "critic_which": critic_which}
+    learners = load_learners(run, [*named], **sources)
+    arms = _arms(named, weights, best_of, cache(lambda: auto_weight(learners, judge)))
+    every = list(dict.fromkeys(arm for group in arms.values() for arm in group))
+    jobs = make_jobs(every, len(record["seeds"]), counts)
+    outcomes = roll_out(env, spec, learners, jobs, workers, slots, seed)
+    return {
+        "env": env,
+        "run": str(run),
+        "critic": None if critic is None else str(critic),
+        "checkpoint": int(which),
+        "critic_checkpoint": int(critic_which),
+        "learners": learner_hashes(run, learners, **sources),
+        "training_seeds": record["seeds"],
+        "seed": seed,
+        "episodes": counts,
+        **_summary(outcomes, arms, goals),
+    }
+
+
+def _named(names: Sequence[str], best_of: Sequence[int]) -> dict[str, Method]:
+    methods = {canonical(name): find_method(name) for name in names}
+    if best_of and not any(method.samples != (1,) for method in methods.values()):
+        methods["bfn"] = find_method("bfn")
+    return methods
+
+
+def _arms(
+    methods: dict[str, Method],
+    weights: Sequence[float] | None,
+    best_of: Sequence[int],
+    auto: Callable[[], float],
+) -> dict[str, list[Arm]]:
+    """Return every method's arms, the unguided policy's first.
+
+    Args:
+        auto: gives the weight of guided flows where none are given.
+    """
+    arms = {"bc": [Arm()]} if any("policy" in m.roles for m in methods.values()) else {}
+    for name, method in methods.items():
+        mine = [auto()] if weights is None and method.guided else weights
+        arms[name] = [_arm(name, *setting) for setting in settings(name, mine, best_of)]
+        if _cloned(method):
+            arms[name].append(Arm())
+    return {name: list(dict.fromkeys(group)) for name, group in arms.items()}
+
+
+def _arm(name: str, weight: float, samples: int) -> Arm:
+    """Return a way to act; unguided, that of the policy, whose episodes serve all methods."""
+    plain = weight == 0 and samples == 1 and _cloned(find_method(name))
+    return Arm() if plain else Arm(name, weight, samples)
+
+
+def _cloned(method: Method) -> bool:
+    """Whether a method is at weight 0 the policy as it was cloned."""
+    return bool(method.weights) and "policy" in method.roles
+
+
+def chosen_arms(result: dict) -> list[Arm]:
+    """Return how an evaluation's methods act with the settings chosen for them, each once."""
+    methods = result["methods"].items()
+    arms = (_arm(name, found["weight"], found["samples"]) for name, found in methods)
+    return list(dict.fromkeys(arms))
+
+
+def checked_weights(weights: Sequence[float]) -> list[float]:
+    """Return the weights in rising order, 0 among them. UserError if one is not a weight."""
+    for weight in weights:
+        if not 0 <= weight <= float(np.finfo(np.float32).max):  # actions are computed in float32
+            raise UserError(
+                f"a guidance weight must be a finite number of at least 0, got {weight}"
+            )
+    return sorted({0.0, *weights})
+
+
+def table(
+    outcomes: dict[Job, Outcome], arm: Arm, split: str
+) -> Float[np.ndarray, "seed episode 4"]:
+    """Return success, return, length and fallbacks of an arm's episodes."""
+    rows = sorted(
+        (job.seed, job.episode, *dataclasses.astuple(outcome))
+        for job, outcome in outcomes.items()
+        if job.arm == arm and job.split == split
+    )
+    seeds = 1 + rows[-1][0]
+    return np.array(rows, float)[:, 2:].reshape(seeds, -1, 4)
+
+
+def figures(data: Float[np.ndarray, "seed episode 4"]) -> dict:
+    """Return the summary of a `table`."""
+    wins = data[..., 0]
+    return {
+        "success": wins.mean(),
+        "ci95": wilson_interval(int(wins.sum()), wins.size),
+        "return": data[..., 1].mean(),
+        "length": data[..., 2].mean(),
+        "episodes": wins.size,
+        "success_per_seed": wins.mean(1).tolist(),
+        "fallbacks": int(data[..., 3].sum()),
+    }
+
+
+def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: int = 1) -> dict:
+    """Return the figures of every arm; what "tune" chooses for a method, and its gain on "test"."""
+
+    def row(arm: Arm) -> dict:
+        tables = {split: table(outcomes, arm, split) for split in SPLITS}
+        splits = {split: figures(data) for split, data in tables.items()}
+        splits["test"] |= gain(arm)
+        if goals > 1:
+            each = [figures(tables["test"][:, i::goals]) for i in range(goals)]
+            splits["test"]["goals"] = each
+        return {"weight": arm.weight, "samples": arm.samples, **splits}
+
+    def gain(arm: Arm) -> dict:
+        if "bc" not in arms or arm == Arm():
+            return {}
+        ours, theirs = (table(outcomes, a, "test")[..., 0] > 0 for a in (arm, Arm()))
+        mean, interval = paired_difference(ours, theirs)
+        return {"difference": mean, "difference_ci95": interval}
+
+    methods, none = {}, {"difference": 0.0, "difference_ci95": (0.0, 0.0)}
+    for name, group in arms.items():
+        by_arm = {arm: row(arm) for arm in sorted(group, key=lambda a: (a.samples, a.weight))}
+        best = choose([*by_arm.values()])
+        arm = next(arm for arm, settings in by_arm.items() if settings is best)
+        methods[name] = {
+            "weight": arm.weight,
+            "samples": arm.samples,
+            # Choosing to stay unguided is a gain of nothing.
+            "test": (none if name != "bc" and "bc" in arms else {}) | best["test"],
+            "settings": [*by_arm.values()],
+        }
+    summary: dict[str, Any] = {"methods": methods}
+    if "bc" in methods:
+        summary["bc"] = methods["bc"]["test"]
+    if "qgf" in methods:
+        ours = methods["qgf"]
+        summary |= {"weights": ours["settings"], "chosen_weight": ours["weight"]}
+        summary["qgf"] = {"weight": ours["weight"], **ours["test"]}
+    return summary
+
+
+def format_result(result: dict) -> str:
+    """Return a small table of an evaluation: every setting, and what was chosen."""
+    lines = [f"{'':>34} {'tune':>8} {'test':>8} {'95% interval':>15} {'return':>9} {'length':>7}"]
+    chosen = []
+    for name, method in result["methods"].items():
+        for row in method["settings"]:
+            test, (low, high) = row["test"], row["test"]["ci95"]
+            what = label(name, row["weight"], row["samples"])
+            lines.append(
+                f"{what:>34} {row['tune']['success']:8.1%} {test['success']:8.1%} "
+                f"{f'{low:.1%} {high:.1%}':>15} {test['return']:9.1f} {test['length']:7.1f}"
+            )
+        if "difference" in method["test"]:
+            low, high = method["test"]["difference_ci95"]
+            chosen.append(
+                f"chosen {label(name, method['weight'], method['samples'])}: "
+                f"{method['test']['difference']:+.1%} over BC "
+                f"on {method['test']['episodes']} paired test episodes "
+                f"(95% interval {low:+.1%} to {high:+.1%})"
+            )
+        if method["test"]["fallbacks"]:
+            chosen.append(
+                f"{name}: {method['test']['fallbacks']} denoising steps went unguided because a "
+                "gradient was not finite"
+            )
+    return "\n".join([*lines, *chosen])
+
+
+def label(name: str, weight: float, samples: int) -> str:
+    """Return what to call a method with a setting, e.g. "qgf+bfn w = 0.03 of 4"."""
+    method = find_method(name)
+    return (
+        name
+        + (f" {method.tuned} = {weight:g}" if method.weights else "")
+        + (f" of {samples}" if samples > 1 else "")
+    )

@@ -1,0 +1,355 @@
+"""Every method by name: what it needs and how it acts. A new one is one line here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qgf.core.flow import FAILED, Sampled, euler_counting
+from qgf.core.guidance import ESTIMATORS, guided_sample_counting
+from qgf.core.search import gradient_steps
+from qgf.errors import UserError, nearest
+from qgf.learners import DEFAULT_KINDS, LEARNERS
+
+Learners = dict[str, Any]
+Act = Callable[
+    [
+        Learners,
+        Float[Array, "batch obs"],
+        Float[Array, "batch draws*action"],
+        Float[Array, " batch"],
+    ],
+    Sampled,
+]
+Kind = Literal["test-time", "extra network", "train-time"]
+
+GUIDANCE = (0.003, 0.01, 0.03, 0.1, 0.3)
+PAPER_GUIDANCE = "w of 0.004, 0.008, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12"
+QGF_PAPER = "arXiv 2606.11087"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to act with trained learners.
+
+    `act(learners, obs, noise, weight)` returns actions and, for every row, how many of its
+    steps went unguided because a gradient was not finite, or FAILED (with the action 0) where
+    the networks gave it no action. `weight` is what the method is
+    tuned by at test time, one a row: the guidance weight, or what `tuned` says. Given more
+    noise, any method becomes best-of-N of itself.
+
+    Attributes:
+        roles: the learners it acts with.
+        weights, samples: values searched by default; without weights there is nothing to tune.
+        guided: its weight multiplies ∇Q along the policy's flow, so that
+            `qgf.act.calibration.auto_weight` fits it.
+        critic: kind of the critic trained beside it.
+        stochastic: it draws noise at every denoising step, not only at the first.
+    """
+
+    kind: Kind
+    roles: tuple[str, ...]
+    act: Act
+    idea: str
+    reference: str
+    tuned: str = "w"
+    guided: bool = False
+    weights: tuple[float, ...] = ()
+    samples: tuple[int, ...] = (1,)
+    paper: str = ""
+    critic: str = "iql"
+    stochastic: bool = False
+
+
+def canonical(name: str) -> str:
+    """Return the name of METHODS that a name or alias means. UserError suggests the nearest."""
+    name = ALIASES.get(name, name)
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise UserError(f"no method {name!r}.{nearest(name, METHODS)} There are: {known}")
+    return name
+
+
+def find_method(name: str) -> Method:
+    """Return the method of that name or alias."""
+    return METHODS[canonical(name)]
+
+
+def settings(
+    name: str, weights: Sequence[float] | None = None, samples: Sequence[int] | None = None
+) -> list[tuple[float, int]]:
+    """Return the (weight, samples) to search for a method: those given, where it has any."""
+    method = find_method(name)
+    own = method.weights if weights is None or not method.weights else weights
+    counts = method.samples if not samples or method.samples == (1,) else sorted({*samples})
+    return [(weight, n) for n in counts for weight in own or (0.0,)]
+
+
+def kinds_of(method: Method, critic: str | None = None) -> dict[str, str]:
+    """Return the kind (name in LEARNERS) of every learner to train for a method, by role.
+
+    Args:
+        critic: kind of the critic, by default the method's own.
+    """
+    kinds = DEFAULT_KINDS | {"critic": critic or method.critic}
+    found: dict[str, str] = {}
+    waiting = [*method.roles]
+    while waiting:
+        role = waiting.pop(0)
+        if role not in found:
+            found[role] = kinds.get(role, role)
+            waiting += LEARNERS[found[role]].needs
+    # Always in the same order: that of LEARNERS.
+    return dict(sorted(found.items(), key=lambda item: list(LEARNERS).index(item[1])))
+
+
+def at_goal(learners: Learners, goal: Float[Array, "batch goal"]) -> Learners:
+    """Return the learners with the critic's goal fixed, one a row; unchanged without goals."""
+    if not goal.shape[-1] or "critic" not in learners:
+        return learners
+    return learners | {"critic": learners["critic"].at(goal)}
+
+
+def unguided(role: str) -> Act:
+    """Return how the flow of a role (anything with `velocity`) acts on its own."""
+
+    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+        policy = learners[role]
+        return euler_counting(policy.velocity, obs, noise, steps=policy.config.denoise_steps)
+
+    return act
+
+
+def guided(estimator: Callable[[Learners], Callable]) -> Act:
+    """Return how the policy acts under the estimator that a run's learners make."""
+
+    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+        policy = learners["policy"]
+        return guided_sample_counting(
+            policy.velocity,
+            learners["critic"].critic,
+            obs,
+            noise,
+            weight,
+            steps=policy.config.denoise_steps,
+            estimator=estimator(learners),
+        )
+
+    return act
+
+
+def _estimator(name: str) -> Act:
+    return guided(lambda learners: ESTIMATORS[name])
+
+
+def _gradstep(
+    learners: Learners, obs: Array, noise: Array, weight: Array, *, steps: int
+) -> Sampled:
+    clean, failed = unguided("policy")(learners, obs, noise, weight)
+    critic = learners["critic"].critic
+    actions, skipped = gradient_steps(critic, obs, clean, weight, steps=steps)
+    failed = failed == FAILED
+    return jnp.where(failed[:, None], 0, actions), jnp.where(failed, FAILED, skipped)
+
+
+def _one_step(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+    return learners["fql"].sample(obs, noise)
+
+
+def _branches(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+    return learners["cfgrl"].sample(obs, noise, weight)
+
+
+def _diffusion(role: str) -> Act:
+    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
+        draws = noise.reshape(len(obs), 1 + learners[role].config.denoise_steps, -1).swapaxes(0, 1)
+        return learners[role].sample(obs, draws)
+
+    return act
+
+
+_test_time = partial(
+    Method,
+    "test-time",
+    ("policy", "critic"),
+    reference=QGF_PAPER,
+    guided=True,
+    weights=GUIDANCE,
+    paper=PAPER_GUIDANCE,
+)
+
+
+def _best_of(samples: int) -> Method:
+    return Method(
+        "test-time",
+        ("policy", "critic"),
+        unguided("policy"),
+        "of N cloned actions the one with the highest Q",
+        QGF_PAPER,
+        samples=(samples,),
+        paper="N of 4, 16",
+    )
+
+
+_extra = partial(
+    Method,
+    "extra network",
+    reference=QGF_PAPER,
+    guided=True,
+    weights=GUIDANCE,
+    paper=PAPER_GUIDANCE,
+)
+_trained = partial(Method, "train-time")
+
+METHODS: dict[str, Method] = {
+    "bc": Method(
+        "test-time",
+        ("policy",),
+        unguided("policy"),
+        "the flow policy as it was cloned",
+        "arXiv 2210.02747",
+    ),
+    "qgf": _test_time(_estimator("qgf"), "∇Q at the one-step clean action, J = I"),
+    "qfql": _test_time(_estimator("qfql"), "∇Q at the noisy action itself"),
+    "bptt": _test_time(_estimator("bptt"), "∇Q through the whole remaining Euler chain"),
+    "qgf-chain": _test_time(_estimator("qgf-chain"), "∇Q at the end of the Euler chain, J = I"),
+    "qgf-jacobian": _test_time(_estimator("qgf-jacobian"), "QGF with the one-step Jacobian"),
+    "qgf-jacobian-regularized": _test_time(
+        _estimator("qgf-jacobian-regularized"), "that Jacobian halfway to I"
+    ),
+    "qgf-jacobian-ortho": _test_time(
+        _estimator("qgf-jacobian-ortho"),
+        "the orthogonal matrix nearest to that Jacobian",
+    ),
+    "qgf-jacobian-smooth": _test_time(
+        _estimator("qgf-jacobian-smooth"),
+        "that Jacobian averaged over perturbed actions",
+    ),
+    "bfn": _best_of(16),
+    "bfn-4": _best_of(4),
+    "qgf+bfn": _test_time(
+        _estimator("qgf"),
+        "of N guided actions the one with the highest Q",
+        samples=(4,),
+    ),
+    "qgf-bootstrapped": _test_time(
+        _estimator("qgf"),
+        "qgf with the bootstrapped critic of qam",
+        critic="bootstrapped",
+    ),
+    "qgf-monte-carlo": _test_time(
+        _estimator("qgf"),
+        "qgf with a critic of the data's own returns",
+        critic="monte-carlo",
+    ),
+    "gradstep": Method(
+        "test-time",
+        ("policy", "critic"),
+        partial(_gradstep, steps=3),
+        "gradient ascent on Q from a cloned action, 3 steps of size α",
+        "arXiv 2412.06685",
+        tuned="α",
+        weights=(0.003, 0.01, 0.03, 0.1),
+        paper="α 0.01, 3 steps (scene 5)",
+    ),
+    "robust-q": _extra(
+        ("policy", "critic", "robust-q"),
+        guided(lambda learners: learners["robust-q"].estimator),
+        "∇ of a Q trained on noisy actions, at the noisy action",
+    ),
+    "qgf-distill": _extra(
+        ("policy", "critic", "distill"),
+        guided(lambda learners: learners["distill"].chain),
+        "qgf-chain with the chain distilled into one network",
+    ),
+    "qgf-jacobian-distill": _extra(
+        ("policy", "critic", "distill"),
+        guided(lambda learners: learners["distill"].jacobian),
+        "the same with that network's Jacobian",
+    ),
+    "cfgrl": Method(
+        "extra network",
+        ("cfgrl",),
+        _branches,
+        "a flow's branch for positive advantages against its unconditional one",
+        "arXiv 2505.23458",
+        weights=(1.0, 2.0, 3.0, 5.0),
+        paper="w of 1, 2, 3, 5, 10, 15",
+    ),
+    "fql": _trained(
+        ("fql",),
+        _one_step,
+        "a one-step actor near the cloned flow that maximizes Q",
+        "arXiv 2502.02538",
+        paper="bc_weight 1000 (scene 300)",
+    ),
+    "edp": _trained(
+        ("edp",),
+        unguided("edp"),
+        "a flow that is cloned and maximizes Q at its one-step clean action",
+        "arXiv 2305.20081",
+        paper="bc_weight 100 (puzzle-4x4, cube-quadruple 300, scene 30)",
+    ),
+    "qam": _trained(
+        ("qam",),
+        unguided("qam"),
+        "a flow fine-tuned by adjoint matching through the cloned flow",
+        "arXiv 2601.14234",
+        paper="temperature 0.1",
+    ),
+    "qam-bootstrapped": _trained(
+        ("qam",),
+        unguided("qam"),
+        "qam with a critic that bootstraps from its own actions",
+        "arXiv 2601.14234",
+        paper="temperature 0.1",
+        critic="bootstrapped",
+    ),
+    "dac": _trained(
+        ("dac",),
+        _diffusion("dac"),
+        "a diffusion policy whose noise prediction is pushed along ∇Q",
+        "arXiv 2405.20555",
+        paper="bc_weight 100 (puzzle-4x4 300)",
+        stochastic=True,
+    ),
+    "qsm-bc": _trained(
+        ("qsm-bc",),
+        _diffusion("qsm-bc"),
+        "a diffusion policy that is cloned and matches the score ∇Q",
+        "arXiv 2312.11752",
+        paper="temperature 0.1, bc_weight 10",
+        stochastic=True,
+    ),
+}
+
+ALIASES = {"ood": "qfql"}
+
+
+def format_methods() -> str:
+    """Return a table of all methods, as `qgf methods` prints it."""
+    head = ("method", "kind", "trains", "tuned by", "idea", "reference")
+    rows = [head]
+    for name, method in METHODS.items():
+        tuned = [method.tuned + " of " + ", ".join(f"{w:g}" for w in method.weights)]
+        tuned = tuned if method.weights else []
+        if method.samples != (1,):
+            tuned.append("N of " + ", ".join(map(str, method.samples)))
+        if method.paper:
+            tuned.append(f"paper: {method.paper}")
+        rows.append(
+            (
+                name,
+                method.kind,
+                ", ".join(kinds_of(method).values()),
+                "; ".join(tuned),
+                method.idea,
+                method.reference,
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

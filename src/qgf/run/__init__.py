@@ -1,0 +1,25 @@
+"""What a run is: its record, checkpoints and logs, and the training that makes it."""
+
+from qgf.run._evaluation import (
+    choose as choose,
+    read_evaluation as read_evaluation,
+    write_evaluation as write_evaluation,
+)
+from qgf.run._update import (
+    Fixed as Fixed,
+    State as State,
+    create_state as create_state,
+    train_steps as train_steps,
+)
+from qgf.run._validation import (
+    intact_manifest as intact_manifest,
+    validation_batch as validation_batch,
+)
+from qgf.run.checkpoint import (
+    find_checkpoint as find_checkpoint,
+    list_checkpoints as list_checkpoints,
+    load_learner as load_learner,
+    load_record as load_record,
+    of_seed as of_seed,
+)
+from qgf.run.trainer import TrainingInterrupted as TrainingInterrupted, train as train

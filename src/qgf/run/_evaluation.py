@@ -1,0 +1,56 @@
+"""RUN/eval.json: what it holds, and what is chosen from it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qgf.errors import UserError
+from qgf.files import check_form, read_record, write_record
+
+INTERVAL = [float, float]
+FIGURES = {"success": float, "ci95": INTERVAL, "return": float, "length": float, "episodes": int}
+FIGURES |= {"fallbacks": int}
+GAIN = {"difference": float, "difference_ci95": INTERVAL}
+ROW = {"weight": float, "samples": int, "tune": FIGURES, "test": FIGURES}
+FORM = {
+    "env": str,
+    "checkpoint": int,
+    "critic": (str, type(None)),
+    "critic_checkpoint": int,
+    "learners": {str: str},
+    "training_seeds": [int],
+    "seed": int,
+    "episodes": {"tune": int, "test": int},
+    "methods": {str: {"weight": float, "samples": int, "test": FIGURES, "settings": [ROW]}},
+}
+
+
+def write_evaluation(run: Path, result: dict) -> None:
+    """Write what `evaluate` returned to RUN/eval.json. UserError if it cannot be written."""
+    write_record(Path(run) / "eval.json", result)
+
+
+def read_evaluation(run: Path) -> dict:
+    """Return RUN/eval.json.
+
+    Raises:
+        UserError: it is missing, damaged, or of another version.
+    """
+    path = Path(run) / "eval.json"
+    result = read_record(path)
+    check_form(result, FORM, str(path))
+    for name, found in result["methods"].items():
+        place = f"{path}: methods: {name}"
+        if name != "bc" and "bc" in result["methods"]:
+            check_form(found["test"], GAIN, f"{place}: test")
+        chosen = [found["weight"], found["samples"]]
+        if chosen not in [[row["weight"], row["samples"]] for row in found["settings"]]:
+            raise UserError(f"{place}: what was chosen is not among its settings; it is damaged")
+    return result
+
+
+def choose(rows: Sequence[dict]) -> dict:
+    """Return the row with the best tune episodes.
+
+    Ties go to the higher return, then to the smaller weight, which stays nearer the data.
+    """
+    return max(rows, key=lambda r: (r["tune"]["success"], r["tune"]["return"], -r["weight"]))

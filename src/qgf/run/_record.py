@@ -1,0 +1,233 @@
+"""What a run is: its learners and where they come from, its config.json, and where it goes on."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from qgf.config import Config, Spec
+from qgf.data.dataset import Dataset
+from qgf.errors import UserError
+from qgf.files import LOCK, TEMPORARY, reading, sha256
+from qgf.learners import CRITICS, DEFAULT_KINDS, GOAL_CRITICS, LEARNERS, Learner
+from qgf.methods.table import find_method, kinds_of
+from qgf.run.checkpoint import (
+    arrays_digest,
+    kinds_held,
+    list_checkpoints,
+    load_learner,
+    load_record,
+    save_arrays,
+)
+from qgf.tasks.ogbench.envs import EnvName
+
+
+def learners_of(env: str, method: str, critic: str | None) -> dict[str, str]:
+    """Return the kind of every learner that the method needs, by role."""
+    name = EnvName.parse(env)
+    critic = critic or ("dqc" if name.oraclerep else None)
+    _check_critic(env, critic)
+    kinds = kinds_of(find_method(method), critic)
+    if name.singletask:
+        return kinds
+    # Without a task there is no critic but one of goals, and nothing that learns from a critic.
+    free = {
+        role: kind
+        for role, kind in kinds.items()
+        if (critic or role != "critic") and "critic" not in LEARNERS[kind].needs
+    }
+    if not {*find_method(method).roles} - {"critic"} <= free.keys():
+        raise UserError(
+            f"{env} names no task, so there is no critic for {method} to learn from; "
+            "use …-singletask-taskN-v0"
+        )
+    return free
+
+
+def _check_critic(env: str, critic: str | None) -> None:
+    if critic is None:
+        return
+    if critic not in CRITICS:
+        raise UserError(f"no critic {critic!r}; there are: {', '.join(CRITICS)}")
+    if EnvName.parse(env).singletask and critic in GOAL_CRITICS:
+        raise UserError(
+            f"{critic} learns to reach goals, but {env} is one task; use …-oraclerep-v0, or "
+            "--critic iql"
+        )
+    if not EnvName.parse(env).singletask and critic not in GOAL_CRITICS:
+        raise UserError(
+            f"{critic} learns one task, which {env} does not name; use …-singletask-taskN-v0, or "
+            f"--critic {GOAL_CRITICS[0]}"
+        )
+
+
+def sources_of(
+    env: str, method: str, kinds: dict[str, str], policy: Path | None, base: Path | None
+) -> dict[str, Path]:
+    """Return the run that each borrowed learner comes from, by role."""
+    sources = {}
+    if base is not None:
+        theirs = kinds_held(load_record(base))
+        sources = {role: base for role, kind in kinds.items() if theirs.get(role) == kind}
+    if policy is not None:
+        sources["policy"] = policy
+    if kinds.keys() <= sources.keys():
+        raise UserError(
+            f"nothing is left to train for {method} on {env}; evaluate with `qgf eval` or, for a "
+            "critic, name a task: …-singletask-taskN-v0"
+        )
+    return sources
+
+
+def make_record(
+    out: Path,
+    env: str,
+    method: str,
+    kinds: dict[str, str],
+    dataset: Dataset,
+    spec: Spec,
+    config: Config,
+    seeds: Sequence[int],
+    sources: dict[str, Path],
+) -> dict:
+    """Return config.json: all that the run's numbers depend on, but for what is borrowed."""
+    packages = ("qgf", "jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco")
+    folder = dataset.manifest.folder.resolve()
+    return {
+        "env": env,
+        "method": method,
+        "seeds": list(seeds),
+        "config": dataclasses.asdict(config),
+        "spec": spec._asdict(),
+        "learners": {role: kind for role, kind in kinds.items() if role not in sources},
+        "borrowed": {},
+        "data": {
+            "folder": str(folder),
+            "relative": os.path.relpath(folder, out.resolve()),
+            "name": dataset.manifest.name,
+            "rewards": dataset.rewards,
+            "sha256": {shard.file: shard.sha256 for shard in dataset.manifest.shards},
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def find_start(out: Path, resume: bool) -> int:
+    """Return the step at which training in `out` begins: 0 if it holds no checkpoint yet.
+
+    Without a checkpoint a folder is as good as new, whatever a run that came to nothing left.
+    """
+    steps, names = list_checkpoints(out), _names(out)
+    if steps:
+        if not resume:
+            raise UserError(
+                f"{out} already holds a run; add --resume to continue it, or use another --out"
+            )
+        return steps[-1]
+    if "config.json" in names:
+        load_record(out)  # another program's file of this name is not ours to replace
+    foreign = {name for name in names if not _ours(name)}
+    if foreign:
+        raise UserError(f"{out} exists and is no run (it holds {min(foreign)}); use another --out")
+    if resume and "config.json" not in names:
+        raise UserError(f"{out} holds no run to resume; leave --resume out to start one")
+    return 0
+
+
+def _names(out: Path) -> set[str]:
+    with reading(out):
+        return {path.name for path in out.iterdir()}
+
+
+def _ours(name: str) -> bool:
+    """Whether a run without a checkpoint may hold a file or folder of that name."""
+    known = {LOCK, "config.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb"}
+    roles = {f"{role}.safetensors" for role in (*DEFAULT_KINDS, *LEARNERS)}
+    return name in known | roles or name.startswith(TEMPORARY)
+
+
+def clear(out: Path) -> None:
+    """Remove what a run that came to nothing left."""
+    for path in out.iterdir():
+        if path.suffix in (".safetensors", ".json", ".jsonl"):
+            path.unlink()
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def check_same(out: Path, record: dict) -> None:
+    """Raise a UserError if the run in `out` was started with other settings than `record`."""
+    old = load_record(out)
+    differ = _differences(old, record)
+    if differ:
+        raise UserError(
+            f"{out} was started with another configuration: {differ}; resume with the old one"
+        )
+    last = list_checkpoints(out)[-1]
+    if last > record["config"]["steps"]:
+        raise UserError(f"{out} is already at step {last}; resume with --steps of at least that")
+
+
+def _differences(old: dict, new: dict) -> str:
+    def flat(record: dict) -> dict[str, Any]:
+        config = {k: v for k, v in record["config"].items() if k not in ("steps", "keep")}
+        data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
+        return config | data | {k: record[k] for k in ("env", "method", "seeds", "learners")}
+
+    a, b = flat(old), flat(new)
+    names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    return ", ".join(f"{name} was {a.get(name)}, now {b.get(name)}" for name in names)
+
+
+def borrow(out: Path, sources: dict[str, Path], record: dict) -> dict[str, Learner]:
+    """Copy other runs' learners, of the same seeds, into `out`; note them in `record`."""
+    # All are read before any is written.
+    found = {role: _borrowed(role, run, record) for role, run in sources.items()}
+    for role, (learner, source) in found.items():
+        digest = save_arrays(out / f"{role}.safetensors", learner)
+        record["borrowed"][role] = source | {"sha256": digest}
+    return {role: learner for role, (learner, _) in found.items()}
+
+
+def borrow_again(out: Path, sources: dict[str, Path], record: dict) -> dict[str, Learner]:
+    """Return the learners that the run in `out` borrowed; note them in `record`.
+
+    UserError if `sources` are others. The same run in another place is told by its arrays.
+    """
+    old = load_record(out)["borrowed"]
+    for role, run in sources.items():
+        if str(run.resolve()) != old[role]["run"]:
+            learner, source = _borrowed(role, run, record)
+            if arrays_digest(learner) != sha256(out / f"{role}.safetensors"):
+                raise UserError(
+                    f"{role} was that of {old[role]['run']}, now that of {run}; resume with the "
+                    "old one"
+                )
+            old[role] |= source
+    record["borrowed"] = old
+    return {role: load_learner(out, role) for role in sources}
+
+
+def _borrowed(role: str, run: Path, record: dict) -> tuple[Learner, dict]:
+    """Return another run's learner, and where it is from and how it was trained."""
+    other = load_record(run)
+    for name, ours, theirs in (
+        ("data", record["data"]["name"], other["data"]["name"]),
+        ("chunk", record["config"]["chunk"], other["config"]["chunk"]),
+        ("env", record["env"], record["env"] if role == "policy" else other["env"]),
+    ):
+        if ours != theirs:
+            raise UserError(f"the {role} of {run} has {name} {theirs}, this run {ours}")
+    learner = load_learner(run, role, seeds=record["seeds"])
+    config = other["borrowed"].get(role, other)["config"]
+    return learner, {"run": str(run.resolve()), "kind": kinds_held(other)[role], "config": config}

@@ -1,0 +1,1 @@
+"""Environments, and the processes that step them."""

@@ -1,0 +1,127 @@
+"""Environment processes for evaluation: each steps its own environments, chunk by chunk."""
+
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qgf._processes import follow_parent, worker_start
+from qgf.errors import UserError
+from qgf.tasks.ogbench.envs import make_env
+
+
+class Reply(NamedTuple):
+    """What a slot's environment answers to a reset or a chunk of actions.
+
+    reward and length count the environment steps taken since the last reply; a reset says
+    the goal, where the environment has one.
+    """
+
+    obs: np.ndarray
+    reward: float = 0.0
+    length: int = 0
+    done: bool = False
+    success: bool = False
+    goal: np.ndarray | None = None
+
+
+class Workers:
+    """`slots` environments spread over `workers` processes.
+
+    A request is ("reset", what the environment's reset takes by name), ("act", actions of shape
+    (chunk, action)) or ("render", camera), which is answered by an RGB image instead of a Reply.
+    The processes end when this one does, however it ends. `kwargs` are those of `make_env`.
+
+    Raises:
+        UserError: they cannot be started, or (at a request) one has died.
+    """
+
+    def __init__(self, env: str, slots: int, workers: int, **kwargs: Any):
+        self._workers = min(workers, slots)
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        try:
+            with worker_start(self._workers):
+                for _ in range(self._workers):
+                    ours, theirs = context.Pipe()
+                    self._pipes.append(ours)
+                    with theirs:
+                        process = context.Process(
+                            target=_serve, args=(theirs, env, kwargs), daemon=True
+                        )
+                        process.start()
+        except BaseException:
+            self.__exit__()  # at which those that were started end
+            raise
+
+    def request(self, requests: dict[int, tuple[str, Any]]) -> dict[int, Any]:
+        """Serve every slot's request, in parallel over the processes."""
+        asked = [
+            {slot: request for slot, request in requests.items() if slot % self._workers == i}
+            for i in range(self._workers)
+        ]
+        try:
+            for pipe, part in zip(self._pipes, asked, strict=True):
+                pipe.send(part)
+            answers = [pipe.recv() for pipe in self._pipes]
+        except (EOFError, OSError):
+            raise UserError(
+                "an environment process died (out of memory?); try fewer --workers or --slots"
+            ) from None
+        replies: dict[int, Any] = {}
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            replies |= answer
+        return replies
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+
+
+def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:
+    follow_parent()
+    serve = {"reset": _reset, "act": _act, "render": _render}
+    envs: dict[int, Any] = {}
+    while True:
+        try:
+            requests = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            replies: Any = {}
+            for slot, (kind, value) in requests.items():
+                if slot not in envs:
+                    envs[slot] = make_env(env, **kwargs)
+                replies[slot] = serve[kind](envs[slot], value)
+        except Exception as error:
+            replies = error
+        try:
+            pipe.send(replies)
+        except OSError:  # the parent has closed the pipe
+            return
+
+
+def _reset(env: Any, kwargs: dict[str, Any]) -> Reply:
+    obs, info = env.reset(**kwargs)
+    return Reply(obs.astype(np.float32), goal=info.get("goal"))
+
+
+def _act(env: Any, actions: np.ndarray) -> Reply:
+    total = 0.0
+    for length, action in enumerate(actions, 1):  # noqa: B007
+        obs, reward, terminated, truncated, info = env.step(action)
+        total += float(reward)
+        if terminated or truncated:
+            break
+    done = bool(terminated or truncated)
+    return Reply(obs.astype(np.float32), total, length, done, bool(info["success"]))
+
+
+def _render(env: Any, camera: str) -> np.ndarray:
+    return env.unwrapped.render(camera=camera)
