@@ -70,7 +70,7 @@ def evaluated(run, tmp_path_factory):
         for module in (video, rollout):
             patch.setattr(module, "Workers", functools.partial(Workers, max_episode_steps=12))
         options = {"episodes": 3, "tune_episodes": 2, "best_of": [2], "slots": 6}
-        write_evaluation(folder, evaluate.evaluate(folder, WEIGHTS, **options))
+        write_evaluation(folder, evaluate(folder, WEIGHTS, **options))
         report(folder)
     return folder
 
