@@ -4,17 +4,21 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import json
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 import tyro
 
 from qgf.config import PRESETS, Config
 from qgf.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from qgf.data.readers import Fields
 
 Positional = tyro.conf.Positional
 
@@ -263,6 +267,71 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class _Recorded:
+    """Options of every command that opens recorded data."""
+
+    path: Positional[str]
+    """file or folder of any format; FORMAT:PATH where several formats would fit"""
+    obs: tuple[str, ...] | None = None
+    """fields that are the observation, joined in this order"""
+    action: str | None = None
+    """field of the actions"""
+    reward: str | None = None
+    """field of the rewards; or success, sparse, or module:function"""
+
+    def fields(self) -> "Fields":
+        from qgf.data.readers import Fields
+
+        return Fields(self.obs, self.action, self.reward)
+
+
+@dataclass(frozen=True)
+class DataInspect(_Recorded):
+    """Tell what recorded data hold, and what a critic would lack."""
+
+    json: bool = False
+    """as JSON"""
+
+    def __call__(self) -> None:
+        from qgf.data import format_inspection, inspect, open_recording
+
+        found = inspect(open_recording(self.path), self.fields())
+        if self.json:
+            print(json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False))
+        else:
+            print(format_inspection(found))
+
+
+@dataclass(frozen=True)
+class DataConvert(_Recorded):
+    """Write recorded data as a folder of ours."""
+
+    out: Path = tyro.MISSING
+    """a new folder"""
+
+    def __call__(self) -> None:
+        from qgf.data import convert, open_recording
+
+        parts = convert(open_recording(self.path), self.fields(), self.out)
+        said = (f"{len(part.ends)} episodes in {split}.npz" for split, part in parts.items())
+        print(f"{self.out}: {', '.join(said)}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look at recorded data of any format, or write them as ours."""
+
+    command: Annotated[
+        Annotated[DataInspect, tyro.conf.subcommand("inspect", prefix_name=False)]
+        | Annotated[DataConvert, tyro.conf.subcommand("convert", prefix_name=False)],
+        tyro.conf.arg(name=""),
+    ]
+
+    def __call__(self) -> None:
+        self.command()
+
+
+@dataclass(frozen=True)
 class Methods:
     """List all methods: what they train, what they are tuned by, and the idea."""
 
@@ -333,6 +402,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "eval": Eval,
     "compare": Compare,
+    "data": Data,
     "methods": Methods,
     "study": Study,
     "report": Report,
@@ -341,7 +411,7 @@ COMMANDS: dict[str, type] = {
 # Options of several values, but for those of paths, which may hold a comma.
 LISTS = {
     "--" + field.name.replace("_", "-")
-    for kind in COMMANDS.values()
+    for kind in (*COMMANDS.values(), _Recorded)
     for field in dataclasses.fields(kind)
     if "tuple[" in str(field.type) and "Path" not in str(field.type)
 }

@@ -1,0 +1,88 @@
+"""Readers of recorded episodes, one file for each format; all give a `Recording`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from qgf.data.readers import d4rl, lerobot, minari, ogbench, own, robomimic
+from qgf.data.readers._recording import (
+    DEFAULTS as DEFAULTS,
+    Column as Column,
+    Fields as Fields,
+    Recording as Recording,
+    held_out as held_out,
+)
+from qgf.data.readers.d4rl import from_arrays as from_arrays
+from qgf.data.readers.own import convert as convert
+from qgf.errors import UserError
+from qgf.files import reading
+
+
+class Reader(NamedTuple):
+    """How one format is told from others, and read."""
+
+    what: str
+    fits: Callable[[Path], bool]
+    read: Callable[[Path], Recording]
+
+
+READERS: dict[str, Reader] = {
+    "qgf": Reader("a folder with trajectories.json", own.fits, own.read),
+    "ogbench": Reader("npz whose terminals mark last observations", ogbench.fits, ogbench.read),
+    "d4rl": Reader("npz or HDF5 whose terminals mark the task's end", d4rl.fits, d4rl.read),
+    "minari": Reader("a folder with data/metadata.json", minari.fits, minari.read),
+    "lerobot": Reader("a folder with meta/info.json", lerobot.fits, lerobot.read),
+    "robomimic": Reader("HDF5 with data/demo_0", robomimic.fits, robomimic.read),
+}
+
+# What a file begins with, and what its name ends with.
+MAGIC = {b"PK\3\4": "npz", b"\x89HDF": "HDF5", b"PAR1": "Parquet", b"ARRO": "Arrow"}
+ENDINGS = {
+    ".npz": "npz",
+    ".hdf5": "HDF5",
+    ".h5": "HDF5",
+    ".parquet": "Parquet",
+    ".arrow": "Arrow",
+}
+
+
+def open_recording(path: str | Path) -> Recording:
+    """Open recorded episodes, whatever their format.
+
+    Args:
+        path: of a file or folder; FORMAT:PATH, with a name of `READERS`, where several would fit.
+
+    Raises:
+        UserError: there is nothing, no format fits or several do, or the files are damaged.
+    """
+    named, _, rest = str(path).partition(":")
+    if rest and named in READERS:
+        readers, path = {named: READERS[named]}, Path(rest)
+    else:
+        readers, path = READERS, Path(path)
+    with reading(path):
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        _check_ending(path)
+        found = [name for name, reader in readers.items() if reader.fits(path)]
+    if len(found) > 1:
+        both = "; ".join(f"{name}: {READERS[name].what}" for name in found)
+        raise UserError(f"{path} fits several formats ({both}); say which it is: {found[0]}:{path}")
+    if not found:
+        every = "; ".join(f"{name}: {reader.what}" for name, reader in readers.items())
+        raise UserError(f"{path} is of no format that qgf reads ({every})")
+    with reading(path):
+        return READERS[found[0]].read(path)
+
+
+def _check_ending(path: Path) -> None:
+    """Raise UserError if a file is of another format than its name says."""
+    expected = ENDINGS.get(path.suffix.lower())
+    if expected is None or not path.is_file():
+        return
+    with path.open("rb") as file:
+        begins = file.read(4)
+    is_now = MAGIC.get(begins)
+    if is_now != expected:
+        what = f"it is {is_now}" if is_now else "it begins like no format of arrays"
+        raise UserError(f"{path} is not {expected}, as its name says: {what}")

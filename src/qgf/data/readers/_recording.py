@@ -1,0 +1,260 @@
+"""What a recording of any format holds, in one layout, and what is used of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from qgf.data.trajectories import Trajectories
+from qgf.errors import UserError, nearest
+
+# By NumPy's letter for them.
+REFUSED_KINDS = {
+    "c": "complex numbers",
+    "O": "objects",
+    "U": "text",
+    "S": "text",
+    "T": "text",
+    "V": "records",
+    "M": "dates",
+    "m": "spans of time",
+}
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which of a recording's fields are used; None stands for what its format calls so.
+
+    Attributes:
+        obs: the observations, joined in this order.
+        action: the actions.
+        reward: a field; "success" (1 at the first success, where the task ends), "sparse" (-1
+            until the first success, where the task ends, then 0), or "module:function".
+    """
+
+    obs: tuple[str, ...] | None = None
+    action: str | None = None
+    reward: str | None = None
+
+
+DEFAULTS = Fields()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One field, read when it is asked for: not all of them need fit into memory.
+
+    Attributes:
+        shape: of the whole field, rows first.
+        dtype: as it is in the file.
+        read: returns all rows, laid out as those of `Trajectories` are.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], Shaped[np.ndarray, "row ..."]]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Episodes in the fields of the format they were recorded in.
+
+    An episode of n actions has n + 1 rows, as in `Trajectories`.
+
+    Attributes:
+        format: name of the format, one of `READERS`.
+        source: how messages name it: its path.
+        files: all that was read, for whoever notes what a run was trained on.
+        columns: every field that can be used, by the name the format has for it.
+        last: the last row of every episode.
+        observation: names of the fields that are the observation by default.
+        action: name of the actions; None if there are several that could be meant.
+        reward: name of the rewards; None if there are none.
+        success: name of the field that is above 0 where the task is solved; None if there is none.
+        goal: name of the field that says what was asked for; None if there is none.
+        of_state: fields that describe a state, so that the last row of an episode has them too. A
+            row of the other fields describes an action and what came of it.
+        terminated: whether the task ended with the row's action; None if nobody said.
+        unseen: the last rows whose state was not recorded, which repeat the one before.
+        validation: numbers of the episodes that the format sets aside; None if it sets none.
+        refused: fields that cannot be used, and why.
+    """
+
+    format: str
+    source: str
+    files: tuple[Path, ...]
+    columns: Mapping[str, Column]
+    last: Bool[np.ndarray, " row"]
+    observation: tuple[str, ...]
+    action: str | None
+    reward: str | None = None
+    success: str | None = None
+    goal: str | None = None
+    of_state: frozenset[str] = frozenset()
+    terminated: Bool[np.ndarray, " row"] | None = None
+    unseen: Bool[np.ndarray, " row"] | None = None
+    validation: Int[np.ndarray, " chosen"] | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ends(self) -> Int[np.ndarray, " episode"]:
+        """The last row of every episode."""
+        return np.flatnonzero(self.last)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " episode"]:
+        """How many actions every episode has."""
+        return np.diff(np.concatenate([[-1], self.ends])) - 1
+
+    def column(self, name: str) -> Shaped[np.ndarray, "row ..."]:
+        """Return a field as it was recorded. UserError if there is none of that name."""
+        if name in self.refused:
+            raise UserError(f"{self.source}: {name} cannot be used: {self.refused[name]}")
+        if name not in self.columns:
+            raise UserError(
+                f"{self.source} has no field {name!r}.{nearest(name, self.columns)} "
+                f"There are: {', '.join(self.columns)}"
+            )
+        return self.columns[name].read()
+
+    def numbers(self, name: str) -> Float[np.ndarray, "row width"]:
+        """Return a field as float32, every row flattened.
+
+        Raises:
+            UserError: there is none of that name, or it is not of finite real numbers.
+        """
+        array = self.column(name)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity
+            array = np.ascontiguousarray(array.reshape(len(array), -1), np.float32)
+        bad = ~np.isfinite(array).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f"{self.source} has NaN or infinity in {name}, first in {self.place(bad.argmax())}"
+            )
+        return array
+
+    def place(self, row: int | np.integer) -> str:
+        """Return how messages name a row."""
+        episode = int(np.searchsorted(self.ends, row))
+        first = self.ends[episode] - self.lengths[episode]
+        return f"row {row - first} of episode {episode}"
+
+    def of_action(self, name: str) -> Float[np.ndarray, " row"]:
+        """Return a number for every action: a field's, or that of the state it led to.
+
+        Raises:
+            UserError: as `numbers`, or a row has more than one number.
+        """
+        array = self.numbers(name)
+        if array.shape[1] != 1:
+            raise UserError(
+                f"{self.source}: {name} has {array.shape[1]} numbers per row, where one is needed"
+            )
+        array = array[:, 0]
+        if name not in self.of_state:
+            return array
+        if self.unseen is not None and self.unseen.any():
+            raise UserError(
+                f"{self.source}: {name} describes states, and those after the last actions were "
+                "not recorded; use a field of actions instead"
+            )
+        return np.where(self.last, 0, np.roll(array, -1))
+
+    def solved(self) -> Bool[np.ndarray, " row"] | None:
+        """Whether the task was solved by the row's action; None if nobody said."""
+        return None if self.success is None else ~self.last & (self.of_action(self.success) > 0)
+
+    def rewards(self) -> tuple[str, ...]:
+        """Return what `Fields.reward` could be."""
+        from qgf.data.readers._rewards import possible_rewards  # which needs this module
+
+        return possible_rewards(self)
+
+    def trajectories(self, fields: Fields = DEFAULTS, state: tuple[str, ...] = ()) -> Trajectories:
+        """Return the episodes in the fields that were chosen.
+
+        Args:
+            fields: what is used.
+            state: names of fields that are carried along as `Trajectories.state`.
+
+        Raises:
+            UserError: a field does not exist or cannot be used, or a reward cannot be computed.
+        """
+        from qgf.data.readers._rewards import labels  # which needs this module
+
+        label = labels(self, fields.reward)
+        return Trajectories(
+            observation=self._observation(fields.obs or self.observation),
+            action=self._action(fields.action or self.action),
+            last=self.last,
+            terminated=label.terminated,
+            reward=label.reward,
+            unseen=self.unseen,
+            success=self.solved(),
+            goal=None if self.goal is None else self.numbers(self.goal),
+            state={name: self.column(name) for name in state},
+        )
+
+    def _observation(self, names: tuple[str, ...]) -> Float[np.ndarray, "row obs"]:
+        if not names:
+            raise UserError(
+                f"{self.source} does not say what the observation is; name it with --obs. "
+                f"There are: {', '.join(sorted(self.of_state)) or 'no fields for it'}"
+            )
+        arrays = [self.numbers(name) for name in names]
+        for name in names:
+            if name not in self.of_state:
+                raise UserError(
+                    f"{self.source}: {name} describes actions, and there is none in an episode's "
+                    "last state; it is no observation"
+                )
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
+
+    def _action(self, name: str | None) -> Float[np.ndarray, "row action"]:
+        if name is None:
+            raise UserError(
+                f"{self.source} does not say what the action is; name it with --action. "
+                f"There are: {', '.join(n for n in self.columns if n not in self.of_state)}"
+            )
+        if name in self.columns and self.columns[name].dtype.kind == "b":
+            raise UserError(
+                f"{self.source}: {name} is of bool; an action must be an amount, not a choice"
+            )
+        return self.numbers(name)
+
+
+def held_out(episodes: "Recording | Trajectories") -> Int[np.ndarray, " chosen"]:
+    """Return the numbers of the episodes that validate, always the same.
+
+    They are those that the format sets aside; else every tenth, and the last one of fewer than
+    ten. A single episode is not set aside.
+    """
+    if isinstance(episodes, Recording) and episodes.validation is not None:
+        return episodes.validation
+    number = len(episodes.ends)
+    if 1 < number < 10:
+        return np.array([number - 1])
+    return np.arange(number)[9::10]
+
+
+def with_columns(recording: Recording, columns: Mapping[str, Column]) -> Recording:
+    """Return the recording with those of the columns that are of numbers, and why others are not.
+
+    Raises:
+        UserError: a column has another number of rows than the episodes.
+    """
+    usable, refused = {}, {}
+    for name, column in columns.items():
+        if column.dtype.kind in REFUSED_KINDS:
+            refused[name] = f"it is of {REFUSED_KINDS[column.dtype.kind]} ({column.dtype})"
+        elif column.shape[:1] != recording.last.shape:
+            raise UserError(
+                f"{recording.source} has fields of different lengths: {name} of shape "
+                f"{column.shape}, where the episodes have {len(recording.last):,} rows"
+            )
+        else:
+            usable[name] = column
+    return dataclasses.replace(recording, columns=usable, refused={**refused, **recording.refused})

@@ -1,0 +1,197 @@
+"""Minari's folders: data/main_data.hdf5, or a folder data/N of Arrow or Parquet per episode.
+
+Observations and infos have a row more than actions, for the state after the last one. Images are
+kept as JPEG; they are left alone. Source: minari.dataset._storages, version 0.5.4.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from qgf.data.readers._arrow import as_numpy, is_numeric, read_column, struct_leaves
+from qgf.data.readers._hdf5 import episode_columns, episode_lengths, hdf5_file, leaves, numbered
+from qgf.data.readers._layout import ends_of, lay_out
+from qgf.data.readers._recording import Column, Recording, with_columns
+from qgf.errors import UserError
+from qgf.files import check_form, read_json
+
+EXTRA = "minari"
+MAIN = "main_data.hdf5"
+METADATA = "metadata.json"
+SUCCESS = ("infos/success", "infos/is_success")
+CHOICES = {"Discrete", "MultiDiscrete", "MultiBinary"}
+"""spaces whose actions are no amounts"""
+
+
+def fits(path: Path) -> bool:
+    """Whether it is a data set's folder, its folder `data`, or its HDF5 file."""
+    return _folder(path) is not None
+
+
+def read(path: Path) -> Recording:
+    """Read a data set. UserError if it is damaged, or of a storage that is not known."""
+    folder = _folder(path)
+    assert folder is not None, path
+    metadata = _metadata(folder)
+    kind = metadata["data_format"]
+    if kind not in STORAGES:
+        raise UserError(f"{folder} is stored as {kind!r}; qgf reads {', '.join(STORAGES)}")
+    files, lengths, columns, of_state, refused = STORAGES[kind](folder)
+    if metadata.get("total_episodes", len(lengths)) != len(lengths):
+        raise UserError(
+            f"{folder} holds {len(lengths)} episodes, but its {METADATA} says "
+            f"{metadata['total_episodes']}; it is damaged, or not downloaded whole"
+        )
+    refused |= dict(_unusable(metadata))
+    columns = {name: column for name, column in columns.items() if name not in refused}
+    last = ends_of(lengths)
+    observed = tuple(name for name in columns if name.split("/")[0] == "observations")
+    terminated = columns.pop("terminations", None)
+    columns.pop("truncations", None)
+    return with_columns(
+        Recording(
+            format="minari",
+            source=str(path),
+            files=tuple(files),
+            columns={},
+            last=last,
+            observation=observed,
+            action="actions" if "actions" in {**columns, **refused} else None,
+            reward="rewards" if "rewards" in columns else None,
+            success=next((name for name in SUCCESS if name in columns), None),
+            of_state=of_state & columns.keys(),
+            terminated=None if terminated is None else (terminated.read() != 0) & ~last,
+            refused=refused,
+        ),
+        columns,
+    )
+
+
+def _folder(path: Path) -> Path | None:
+    """Return the folder of the files that hold the episodes, if there is one."""
+    if path.name == MAIN:
+        path = path.parent
+    for folder in (path / "data", path):
+        if (folder / MAIN).is_file():
+            return folder
+        if (folder / METADATA).is_file() and "data_format" in _metadata(folder):
+            return folder
+    return None
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    if not (folder / METADATA).exists():  # before version 0.5 it was in the HDF5 file
+        return {"data_format": "hdf5"}
+    metadata = read_json(folder / METADATA)
+    check_form(metadata, {}, str(folder / METADATA))
+    return {"data_format": "hdf5", **metadata} if (folder / MAIN).is_file() else metadata
+
+
+def _unusable(metadata: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the fields that the spaces say cannot be used, and why."""
+    separator = "_index_" if metadata["data_format"] == "hdf5" else ""
+    for field in ("observation", "action"):
+        text = metadata.get(f"{field}_space")
+        if not isinstance(text, str):
+            continue
+        try:
+            space = json.loads(text)
+            for name, leaf in _leaves(space, f"{field}s", separator):
+                if leaf["type"] in CHOICES and field == "action":
+                    n = leaf.get("n", leaf.get("nvec"))
+                    yield name, f"it is a choice ({leaf['type']} of {n}), not an amount"
+                elif _is_image(leaf) and metadata.get("jpeg_encoding", True):
+                    yield name, "it is a camera's JPEG images"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{METADATA} is damaged: its {field}_space is not readable") from None
+
+
+def _leaves(space: dict, name: str, separator: str) -> Iterator[tuple[str, dict]]:
+    parts = space.get("subspaces", {})
+    if not parts:
+        yield name, space
+        return
+    keys = parts.keys() if isinstance(parts, dict) else range(len(parts))
+    for key in keys:
+        word = key if isinstance(parts, dict) else f"{separator}{key}"
+        yield from _leaves(parts[key], f"{name}/{word}", separator)
+
+
+def _is_image(space: dict) -> bool:
+    """Whether Minari takes a space for one of images (its is_image_space, but for the bounds)."""
+    shape = space.get("shape") or ()
+    return space.get("dtype") == "uint8" and len(shape) in (2, 3) and min(shape[:2]) >= 32
+
+
+Stored = tuple[
+    list[Path], Int[np.ndarray, " episode"], dict[str, Column], frozenset[str], dict[str, str]
+]
+
+
+def _hdf5(folder: Path) -> Stored:
+    path = folder / MAIN
+    with hdf5_file(path, EXTRA) as file:
+        groups = numbered(file, "episode_")
+        if not groups:
+            raise UserError(f"{path} holds no episodes")
+        lengths = episode_lengths(path, file, groups, "rewards")
+        first = leaves(file[groups[0]])
+        of_state = frozenset(
+            name for name, rows in first.items() if rows.ndim and len(rows) == lengths[0] + 1
+        )
+        columns, refused = episode_columns(path, EXTRA, file, groups, lengths, of_state, {})
+    files = [path for path in (path, folder / METADATA) if path.exists()]
+    return files, lengths, columns, of_state, refused
+
+
+def _tables(folder: Path, kind: str) -> Stored:
+    """Read what is stored as one table per episode, of as many rows as observations."""
+    episodes = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    files = [next(iter(sorted(p.glob(f"*.{kind}"))), p / f"part-0.{kind}") for p in episodes]
+    if not files:
+        raise UserError(f"{folder} holds no episodes")
+    rows = [len(read_column(file, "rewards", EXTRA)) for file in files]
+    if min(rows) < 2:
+        raise UserError(f"{files[int(np.argmin(rows))]} has no steps; remove it")
+    lengths = np.array(rows) - 1
+    columns, refused = {}, {}
+    for top in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
+        for name, array in _fields(files[0], top).items():
+            if not is_numeric(array.type, EXTRA, files[0]):
+                refused[name] = f"it is of {array.type}, not of numbers"
+                continue
+
+            def read(name: str = name, top: str = top) -> np.ndarray:
+                parts = (
+                    (f"episode {number}", as_numpy(_field(file, top, name), name, EXTRA, file))
+                    for number, file in enumerate(files)
+                )
+                return lay_out(str(folder), name, parts, lengths, of_state=True)
+
+            sample = as_numpy(array, name, EXTRA, files[0])
+            columns[name] = Column((sum(rows), *sample.shape[1:]), sample.dtype, read)
+    of_state = frozenset(name for name in columns if name.startswith(("observations", "infos")))
+    return [*files, folder / METADATA], lengths, columns, of_state, refused
+
+
+def _fields(file: Path, top: str) -> dict[str, Any]:
+    column = read_column(file, top, EXTRA)
+    return {} if column is None else struct_leaves(column, top, EXTRA, file)
+
+
+def _field(file: Path, top: str, name: str) -> Any:
+    fields = _fields(file, top)
+    if name not in fields:
+        raise UserError(f"{file} has no {name}, which other episodes have")
+    return fields[name]
+
+
+STORAGES = {
+    "hdf5": _hdf5,
+    "arrow": lambda folder: _tables(folder, "arrow"),
+    "parquet": lambda folder: _tables(folder, "parquet"),
+}

@@ -1,0 +1,141 @@
+"""Our own folders: one npz file of `Trajectories` per split, and trajectories.json.
+
+The record has the format's number, the rows and SHA-256 of every file, and what they were made of.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from qgf.data.readers._npz import npz_columns
+from qgf.data.readers._recording import Column, Fields, Recording, held_out, with_columns
+from qgf.data.trajectories import Trajectories
+from qgf.errors import UserError
+from qgf.files import atomic_open, check_form, locked, read_record, reading, sha256, write_record
+
+FILE = "trajectories.json"
+NUMBER = 1
+"""of this layout"""
+MARKS = ("last", "terminated", "unseen")
+OF_ACTION = ("action", "reward", "success")
+
+_FORM = {
+    "trajectories": int,
+    "files": [{"file": str, "split": str, "episodes": int, "rows": int, "sha256": str}],
+    "source": dict,
+}
+
+
+def fits(path: Path) -> bool:
+    """Whether it is a folder with trajectories.json."""
+    return (path / FILE).is_file()
+
+
+def read(path: Path) -> Recording:
+    """Read a folder. UserError if a file differs from what was written, or is of a later format."""
+    record = read_record(path / FILE)
+    check_form(record, _FORM, str(path / FILE))
+    if record["trajectories"] != NUMBER:
+        raise UserError(
+            f"{path / FILE} has layout {record['trajectories']}; this qgf reads {NUMBER}: "
+            "upgrade it"
+        )
+    if not record["files"] or any(Path(e["file"]).name != e["file"] for e in record["files"]):
+        raise UserError(f"{path / FILE} is damaged: it lists no files in its folder")
+    files = [path / entry["file"] for entry in record["files"]]
+    for file, entry in zip(files, record["files"], strict=True):
+        with reading(file):
+            if sha256(file) != entry["sha256"]:
+                raise UserError(f"{file} differs from what {FILE} recorded; convert it again")
+    columns = _joined(files)
+    counts = [entry["episodes"] for entry in record["files"]]
+    is_val = np.repeat([entry["split"] == "val" for entry in record["files"]], counts)
+    usable = {name: column for name, column in columns.items() if name not in MARKS}
+    marks = {name: columns[name].read() for name in MARKS if name in columns}
+    return with_columns(
+        Recording(
+            format="qgf",
+            source=str(path),
+            files=(path / FILE, *files),
+            columns={},
+            last=marks["last"],
+            observation=("observation",),
+            action="action",
+            reward="reward" if "reward" in usable else None,
+            success="success" if "success" in usable else None,
+            goal="goal" if "goal" in usable else None,
+            of_state=frozenset(usable) - {*OF_ACTION},
+            terminated=marks.get("terminated"),
+            unseen=marks.get("unseen"),
+            validation=np.flatnonzero(is_val),
+        ),
+        usable,
+    )
+
+
+def write(folder: Path, parts: Mapping[str, Trajectories], source: Mapping[str, object]) -> None:
+    """Write trajectories of every split into a new folder; its record is what comes last.
+
+    Args:
+        parts: by split, "train" and "val".
+        source: what is noted of where they come from; JSON.
+
+    Raises:
+        UserError: the folder is not empty, or cannot be written.
+    """
+    with locked(folder):
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise UserError(f"{folder} is not empty; name a new folder")
+        files = []
+        for split, trajectories in parts.items():
+            path = folder / f"{split}.npz"
+            with atomic_open(path) as file:
+                np.savez(file, **trajectories.arrays())
+            files.append(
+                {
+                    "file": path.name,
+                    "split": split,
+                    "episodes": len(trajectories.ends),
+                    "rows": len(trajectories.last),
+                    "sha256": sha256(path),
+                }
+            )
+        write_record(
+            folder / FILE, {"trajectories": NUMBER, "source": dict(source), "files": files}
+        )
+
+
+def convert(recording: Recording, fields: Fields, folder: Path) -> dict[str, Trajectories]:
+    """Write a recording as one of ours, and return its splits.
+
+    Raises:
+        UserError: as `Recording.trajectories` and `write`.
+    """
+    trajectories = recording.trajectories(fields)
+    val = held_out(recording)
+    train = np.setdiff1d(np.arange(len(trajectories.ends)), val)
+    chosen: dict[str, Int[np.ndarray, " chosen"]] = {"train": train, "val": val}
+    parts = {split: trajectories.take(e) for split, e in chosen.items() if len(e)}
+    source = {
+        "format": recording.format,
+        "path": recording.source,
+        "fields": dataclasses.asdict(fields),
+        "files": {str(file): sha256(file) for file in recording.files},
+    }
+    write(folder, parts, source)
+    return parts
+
+
+def _joined(files: list[Path]) -> dict[str, Column]:
+    found = [npz_columns(file) for file in files]
+    return {
+        name: Column(
+            (sum(columns[name].shape[0] for columns in found), *column.shape[1:]),
+            column.dtype,
+            lambda name=name: np.concatenate([columns[name].read() for columns in found]),
+        )
+        for name, column in found[0].items()
+    }

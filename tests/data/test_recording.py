@@ -1,0 +1,252 @@
+"""What holds for recordings of every format: kinds of numbers, rewards, what is refused."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qgf.data import READERS, Fields, from_arrays, held_out, missing_for_critic, open_recording
+from qgf.errors import UserError
+
+LENGTHS = (4, 3)
+SUCCESS = np.array([0, 1, 0, 1, 0, 0, 0], bool)
+TIMEOUTS = np.array([0, 0, 0, 1, 0, 0, 1], bool)
+
+
+def arrays(**changed):
+    steps = np.arange(7)
+    return {
+        "observations": np.stack([steps, -steps], axis=1).astype(np.float32),
+        "actions": np.linspace(-1, 1, 7, dtype=np.float32)[:, None],
+        "timeouts": TIMEOUTS,
+        **changed,
+    }
+
+
+def recording(**changed):
+    """Two episodes; a field "success", marked by hand as that of success."""
+    import dataclasses
+
+    made = from_arrays(**arrays(success=SUCCESS, **changed))
+    return dataclasses.replace(made, success="success", of_state=made.of_state - {"success"})
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f2", ">f4", "<f4", ">i2", "u1", "i8", "?"])
+@pytest.mark.parametrize("order", "CF")
+def test_numbers_of_every_kind_become_float32(dtype, order, tmp_path):
+    values = (np.arange(14).reshape(7, 2) % 3).astype(dtype, order=order)
+    np.savez(tmp_path / "d.npz", **arrays(observations=values, terminals=TIMEOUTS))
+    found = open_recording(tmp_path / "d.npz").trajectories().observation
+    assert found.dtype == np.dtype("=f4") and found.flags.c_contiguous
+    assert found[~np.isin(np.arange(9), [4, 8])].tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["f8", ">f8", "f2", "i4", "u1"])
+def test_actions_of_every_kind_become_float32(dtype):
+    values = np.arange(7).astype(dtype)
+    found = from_arrays(**arrays(actions=values)).trajectories().action
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0], [1], [2], [3], [0], [4], [5], [6], [0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.zeros((7, 2), complex), "observations cannot be used: it is of complex numbers"),
+        (np.zeros((7, 2), object), "observations cannot be used: it is of objects"),
+        (np.full((7, 2), "far"), "observations cannot be used: it is of text"),
+        (np.zeros(7, "M8[s]"), "observations cannot be used: it is of dates"),
+        (np.zeros(7, [("x", "f4")]), "observations cannot be used: it is of records"),
+        (np.full((7, 2), 1e39), "NaN or infinity in observations, first in row 0 of episode 0"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(values, said):
+    made = from_arrays(**arrays(observations=values))
+    with pytest.raises(UserError, match=said):
+        made.trajectories()
+
+
+def test_objects_in_a_file_are_not_unpickled(tmp_path):
+    values = np.array([{"a": 1}] * 7, object)
+    np.savez(tmp_path / "d.npz", **arrays(notes=values, terminals=TIMEOUTS))
+    made = open_recording(tmp_path / "d.npz")
+    assert "objects" in made.refused["notes"]
+    with pytest.raises(UserError, match="notes cannot be used: it is of objects"):
+        made.trajectories(Fields(obs=("notes",)))
+
+
+def test_actions_that_are_choices_are_refused():
+    with pytest.raises(UserError, match="actions is of bool"):
+        from_arrays(**arrays(actions=np.zeros((7, 2), bool))).trajectories()
+
+
+@pytest.mark.parametrize("field", ["observations", "actions", "rewards"])
+def test_nan_is_named_by_field_and_row(field):
+    changed = arrays(rewards=np.zeros(7))
+    changed[field] = changed[field].astype(float)
+    changed[field][5] = np.nan
+    with pytest.raises(UserError, match=f"NaN or infinity in {field}, first in row 1 of episode 1"):
+        from_arrays(**changed).trajectories()
+
+
+def test_nan_in_a_field_that_is_not_used_is_no_matter():
+    from_arrays(**arrays(other=np.full(7, np.nan))).trajectories()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (Fields(obs=("observation",)), "no field 'observation'. Did you mean 'observations'"),
+        (Fields(action="action"), "no field 'action'. Did you mean 'actions'"),
+        (Fields(reward="succes"), "no rewards 'succes'. Did you mean 'success'"),
+        (Fields(obs=("actions",)), "actions describes actions"),
+        (Fields(reward="observations"), "2 numbers per row"),
+    ],
+)
+def test_a_field_that_does_not_fit(fields, said):
+    with pytest.raises(UserError, match=said):
+        recording(next_observations=np.zeros((7, 2))).trajectories(fields)
+
+
+def test_success_pays_once_and_ends_the_task():
+    found = recording().trajectories(Fields(reward="success"))
+    assert found.reward.tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert found.terminated.tolist() == [False, True, True, True] + [False] * 5
+    assert found.success.tolist() == [False, True, False, True] + [False] * 5
+
+
+def test_sparse_costs_until_success():
+    found = recording().trajectories(Fields(reward="sparse"))
+    assert found.reward[~found.last].tolist() == [-1, 0, 0, 0, -1, -1, -1]
+    assert found.terminated.tolist() == [False, True, True, True] + [False] * 5
+
+
+def test_giving_up_ends_what_earns_by_success_but_not_what_costs_until_then():
+    """Where every step costs, to end by failing would look like a gain."""
+    made = recording(terminals=np.arange(7) == 6, rewards=np.zeros(7))
+    assert made.trajectories(Fields(reward="success")).terminated[7]
+    assert not made.trajectories(Fields(reward="sparse")).terminated[7]
+
+
+def test_rewards_of_states_are_those_of_the_states_reached():
+    height = np.arange(7.0)
+    made = from_arrays(
+        **arrays(height=height, next_observations=np.zeros((7, 2))),
+    )
+    import dataclasses
+
+    assert dataclasses.replace(made, unseen=None).trajectories(
+        Fields(reward="height")
+    ).reward.tolist() == [1, 2, 3, 3, 0, 5, 6, 6, 0]
+    unseen = from_arrays(**arrays(height=height))
+    with pytest.raises(UserError, match="height describes states, and those after the last"):
+        unseen.trajectories(Fields(reward="height"))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the current folder, whose functions are given as text."""
+    monkeypatch.chdir(tmp_path)
+
+    def module(text):
+        Path("own_rewards.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return module
+
+
+def test_rewards_by_a_function(module):
+    module("def reached(episode):\n    return -abs(episode['observations'][1:, 0] - 2.0)\n")
+    found = recording().trajectories(Fields(reward="own_rewards:reached"))
+    assert found.reward.tolist() == [-1, 0, -1, -1, 0, -3, -4, -4, 0]
+    assert found.terminated is None
+
+
+def test_a_function_may_mark_the_task_s_end(module):
+    module(
+        "def reached(episode):\n"
+        "    there = episode['observations'][1:, 0] == 2\n"
+        "    return there * 5, there\n"
+    )
+    found = recording().trajectories(Fields(reward="own_rewards:reached"))
+    assert found.reward.tolist() == [0, 5, 0, 0, 0, 0, 0, 0, 0]
+    assert found.terminated.tolist() == [False, True] + [False] * 7
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        ("", "nowhere:f", "cannot import 'nowhere' of 'nowhere:f'"),
+        ("1 / 0", "own_rewards:f", "cannot import 'own_rewards' .*ZeroDivisionError"),
+        ("def reward(e): pass", "own_rewards:rewards", "no function 'rewards'. Did you mean"),
+        ("def f(e): raise KeyError('x')", "own_rewards:f", "on episode 0 .* raised KeyError: 'x'"),
+        ("def f(e): return e['observation']", "own_rewards:f", "raised KeyError|has no field"),
+        ("def f(e): return [0.0]", "own_rewards:f", r"shape \(1,\); it has 4 actions"),
+        ("def f(e): return 'good'", "own_rewards:f", "returned no numbers as rewards"),
+        ("def f(e): return [0, float('nan'), 0, 0]", "own_rewards:f", "NaN .* first in row 1"),
+        ("def f(e): return [0] * 4, [1]", "own_rewards:f", r"marks of shape \(1,\)"),
+    ],
+)
+def test_a_function_that_does_not_give_rewards(module, text, name, said):
+    module(text)
+    with pytest.raises(UserError, match=said):
+        recording().trajectories(Fields(reward=name))
+
+
+def test_which_rewards_there_could_be():
+    assert recording(rewards=np.zeros(7)).rewards() == (
+        "rewards",
+        "success",
+        "sparse",
+        "module:function",
+    )
+    with pytest.raises(UserError, match="does not say where the task is solved"):
+        from_arrays(**arrays()).trajectories(Fields(reward="sparse"))
+
+
+def test_what_a_critic_lacks():
+    assert missing_for_critic(from_arrays(**arrays()).trajectories()) == ("there are no rewards",)
+    equal = from_arrays(**arrays(rewards=np.full(7, 2.0), next_observations=np.zeros((7, 2))))
+    (line,) = missing_for_critic(equal.trajectories())
+    assert line == "all rewards are equal (2): a critic learns nothing from them"
+    last_seen = from_arrays(**arrays(rewards=np.arange(7.0), next_observations=np.zeros((7, 2))))
+    assert missing_for_critic(last_seen.trajectories()) == ()
+    one_ends = from_arrays(**arrays(rewards=np.arange(7.0), terminals=np.arange(7) == 3))
+    (line,) = missing_for_critic(one_ends.trajectories())
+    assert line.startswith("the last observation of 1 episodes")
+
+
+@pytest.mark.parametrize(
+    ("episodes", "expected"), [(1, []), (2, [1]), (9, [8]), (10, [9]), (35, [9, 19, 29])]
+)
+def test_held_out_episodes(episodes, expected):
+    made = from_arrays(np.zeros((episodes, 1)), np.zeros((episodes, 1)), timeouts=np.ones(episodes))
+    assert held_out(made).tolist() == held_out(made.trajectories()).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.npz", b"\x89HDF\r\n\x1a\n", "is not npz, as its name says: it is HDF5"),
+        ("a.hdf5", b"PK\3\4", "is not HDF5, as its name says: it is npz"),
+        ("a.npz", b"<html>", "is not npz, as its name says: it begins like no format"),
+        ("a.parquet", b"", "is not Parquet, as its name says"),
+        ("a.bin", b"1234", "is of no format that qgf reads"),
+        ("a.npz", b"PK\3\4junk", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_not_what_it_seems(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        open_recording(tmp_path / name)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        open_recording(tmp_path / "none")
+    with pytest.raises(UserError, match="is of no format that qgf reads") as told:
+        open_recording(tmp_path)
+    assert all(name in str(told.value) for name in READERS)
