@@ -1,5 +1,6 @@
 """What holds for recordings of every format: kinds of numbers, rewards, what is refused."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -26,8 +27,6 @@ def arrays(**changed):
 
 def recording(**changed):
     """Two episodes; a field "success", marked by hand as that of success."""
-    import dataclasses
-
     made = from_arrays(**arrays(success=SUCCESS, **changed))
     return dataclasses.replace(made, success="success", of_state=made.of_state - {"success"})
 
@@ -134,8 +133,6 @@ def test_rewards_of_states_are_those_of_the_states_reached():
     made = from_arrays(
         **arrays(height=height, next_observations=np.zeros((7, 2))),
     )
-    import dataclasses
-
     assert dataclasses.replace(made, unseen=None).trajectories(
         Fields(reward="height")
     ).reward.tolist() == [1, 2, 3, 3, 0, 5, 6, 6, 0]

@@ -87,13 +87,21 @@ def episode_columns(
 
         def read(name: str = name) -> np.ndarray:
             with hdf5_file(path, extra) as file:
-                parts = [(group, _rows(file[group], name, lasts.get(name))) for group in groups]
+                parts = [(group, _rows(path, file[group], name, lasts)) for group in groups]
             return lay_out(str(path), name, parts, lengths, of_state=name in of_state)
 
         columns[name] = Column((rows, *dataset.shape[1:]), dataset.dtype, read)
     return columns, refused
 
 
-def _rows(group: Any, name: str, after: str | None) -> np.ndarray:
+def _rows(path: Path, group: Any, name: str, lasts: dict[str, str]) -> np.ndarray:
     rows = group[name][()]
-    return rows if after is None else np.concatenate([rows, group[after][-1:]])
+    if name not in lasts or not rows.ndim:
+        return rows
+    after = group[lasts[name]][()]
+    if after.shape != rows.shape:
+        raise UserError(
+            f"{path}: {name} of shape {rows.shape} and {lasts[name]} of shape {after.shape} do not "
+            f"fit together in {group.name}"
+        )
+    return np.concatenate([rows, after[-1:]])

@@ -63,7 +63,7 @@ def read(path: Path) -> Recording:
             action="actions" if "actions" in {**columns, **refused} else None,
             reward="rewards" if "rewards" in columns else None,
             success=next((name for name in SUCCESS if name in columns), None),
-            of_state=of_state & columns.keys(),
+            of_state=of_state.intersection(columns),
             terminated=None if terminated is None else (terminated.read() != 0) & ~last,
             refused=refused,
         ),

@@ -67,7 +67,7 @@ def read(path: Path) -> Recording:
             action="actions",
             reward="rewards" if "rewards" in columns else None,
             success="rewards" if "rewards" in columns and not shaped else None,
-            of_state=of_state & columns.keys(),
+            of_state=of_state.intersection(columns),
             terminated=None if shaped else _terminated(columns, last),
             unseen=None if seen >= {*observed} else last,
             validation=validation,
