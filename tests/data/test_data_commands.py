@@ -105,6 +105,7 @@ def test_inspect_tells_what_is_odd():
     found = inspect(made)
     assert found.constant_obs == (1,) and found.constant_action == (0,)
     assert (found.fields["other"].bad, found.fields["other"].high) == (2, 5)
+    assert found.fields["rewards"].low == 0.5  # not the 0 of rows that have no action
     assert found.fields["images"].low is None
     assert found.missing[0].startswith("all rewards are equal (0.5)")
     assert found.unseen == 1
