@@ -71,8 +71,11 @@ def open_recording(path: str | Path) -> Recording:
     if not found:
         every = "; ".join(f"{name}: {reader.what}" for name, reader in readers.items())
         raise UserError(f"{path} is of no format that qgf reads ({every})")
-    with reading(path):
-        return READERS[found[0]].read(path)
+    try:
+        with reading(path):
+            return READERS[found[0]].read(path)
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit into memory ({error}), or is damaged") from None
 
 
 def _check_ending(path: Path) -> None:

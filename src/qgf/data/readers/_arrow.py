@@ -20,12 +20,14 @@ def struct_leaves(array: Any, name: str, extra: str, path: Path) -> dict[str, An
     return found
 
 
-def is_numeric(kind: Any, extra: str, path: Path) -> bool:
-    """Whether a column holds numbers, or lists of them."""
+def number_type(kind: Any, extra: str, path: Path) -> np.dtype | None:
+    """Return the type of the numbers, or of those in lists, that a column holds, if it does."""
     types = optional("pyarrow.types", extra, path)
-    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    while not is_plain(kind, types):
         kind = kind.value_type
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind):
+        return np.dtype(kind.to_pandas_dtype())
+    return None
 
 
 def as_numpy(array: Any, name: str, extra: str, path: Path) -> np.ndarray:
@@ -86,7 +88,7 @@ def read_column(path: Path, name: str, extra: str) -> Any:
                 return None
             column = table.column(name)
         return arrow.concat_arrays(column.chunks) if column.num_chunks else arrow.nulls(0)
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, ValueError, arrow.ArrowException) as error:
         raise damaged(path, error) from None
 
 
@@ -95,6 +97,6 @@ def schema(path: Path, extra: str) -> dict[str, Any]:
     arrow = optional("pyarrow", extra, path)
     try:
         found = optional("pyarrow.parquet", extra, path).read_schema(path)
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, ValueError, arrow.ArrowException) as error:
         raise damaged(path, error) from None
     return dict(zip(found.names, found.types, strict=True))

@@ -12,6 +12,11 @@ from qgf.data.readers._layout import damaged, lay_out, optional
 from qgf.data.readers._recording import Column
 from qgf.errors import UserError
 
+PLAIN = 100_000_000
+"""bytes that a data set may have without keeping any, as one that was never written to"""
+PACKED = 2_000
+"""beyond what deflate compresses to one byte"""
+
 
 @contextlib.contextmanager
 def hdf5_file(path: Path, extra: str) -> Iterator[Any]:
@@ -27,15 +32,25 @@ def hdf5_file(path: Path, extra: str) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:  # as h5py says what HDF5 complains of
+    # As which of these h5py tells what is damaged depends on where it is.
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise damaged(path, error) from None
 
 
 def leaves(group: Any, prefix: str = "") -> dict[str, Any]:
-    """Return every data set below a group, by its path from there."""
+    """Return every data set below a group, by its path from there.
+
+    Raises:
+        UserError: one claims to be larger than what it keeps can be, compressed or not.
+    """
     found = {}
     for name, value in group.items():
         if hasattr(value, "shape"):
+            if value.nbytes > PLAIN + PACKED * value.id.get_storage_size():
+                raise UserError(
+                    f"{value.file.filename} cannot be read (it claims {value.nbytes:,} bytes for "
+                    f"{value.name} and keeps {value.id.get_storage_size():,}); it is damaged"
+                )
             found[f"{prefix}{name}"] = value
         elif hasattr(value, "items"):
             found.update(leaves(value, f"{prefix}{name}/"))
@@ -54,9 +69,10 @@ def episode_lengths(
     """Return how many rows a field has in every episode. UserError if one lacks it, or is empty."""
     lengths = []
     for group in groups:
-        if name not in file[group]:
+        found = leaves(file[group])
+        if name not in found:
             raise UserError(f"{path} has no {name} in {group}")
-        lengths.append(len(file[group][name]))
+        lengths.append(len(found[name]))
         if not lengths[-1]:
             raise UserError(f"{path}: {group} has no steps; remove it")
     return np.array(lengths)

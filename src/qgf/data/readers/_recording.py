@@ -110,7 +110,11 @@ class Recording:
         return np.diff(np.concatenate([[-1], self.ends])) - 1
 
     def column(self, name: str) -> Shaped[np.ndarray, "row ..."]:
-        """Return a field as it was recorded. UserError if there is none of that name."""
+        """Return a field as it was recorded.
+
+        Raises:
+            UserError: there is none of that name, its file is damaged, or memory is too small.
+        """
         if name in self.refused:
             raise UserError(f"{self.source}: {name} cannot be used: {self.refused[name]}")
         if name not in self.columns:
@@ -118,7 +122,13 @@ class Recording:
                 f"{self.source} has no field {name!r}.{nearest(name, self.columns)} "
                 f"There are: {', '.join(self.columns)}"
             )
-        return self.columns[name].read()
+        try:
+            return self.columns[name].read()
+        except MemoryError as error:
+            raise UserError(
+                f"{self.source}: {name} does not fit into memory ({error}); free some, or leave "
+                "it out"
+            ) from None
 
     def numbers(self, name: str) -> Float[np.ndarray, "row width"]:
         """Return a field as float32, every row flattened.

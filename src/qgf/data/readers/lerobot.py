@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from qgf.data.readers._arrow import as_numpy, is_numeric, read_column, schema
+from qgf.data.readers._arrow import as_numpy, number_type, read_column, schema
 from qgf.data.readers._layout import ends_of, lay_out, split_steps
 from qgf.data.readers._recording import Column, Recording, with_columns
 from qgf.errors import UserError
@@ -29,7 +29,7 @@ OF_EPISODE = ("episode_index", "tasks", "length", "dataset_from_index", "dataset
 
 _FORM = {
     "codebase_version": str,
-    "features": {str: {"dtype": str, "shape": list}},
+    "features": {str: {"dtype": str, "shape": [int]}},
     "total_episodes": int,
     "total_frames": int,
 }
@@ -129,7 +129,7 @@ def _columns(
             refused[name] = f"it is a camera's stream ({feature['dtype']})"
         elif name not in kinds:
             raise UserError(f"{data[0]} has no column {name!r}, which {INFO} lists")
-        elif not is_numeric(kinds[name], EXTRA, data[0]):
+        elif (dtype := number_type(kinds[name], EXTRA, data[0])) is None:
             refused[name] = f"it is of {kinds[name]}, not of numbers"
         else:
 
@@ -140,7 +140,7 @@ def _columns(
 
             shape = tuple(feature["shape"])
             shape = (int((lengths + 1).sum()), *(() if shape == (1,) else shape))
-            columns[name] = Column(shape, np.dtype(feature["dtype"]), read)
+            columns[name] = Column(shape, dtype, read)
     return columns, refused
 
 
@@ -160,7 +160,8 @@ def _labels(
         raise UserError(f"{path}: meta/episodes says nothing about episode {absent[0]}")
     columns = {}
     for name, kind in kinds.items():
-        if "/" in name or name in OF_EPISODE or not is_numeric(kind, EXTRA, about[0]):
+        dtype = number_type(kind, EXTRA, about[0])
+        if "/" in name or name in OF_EPISODE or dtype is None:
             continue
 
         def read(name: str = name) -> np.ndarray:
@@ -170,7 +171,7 @@ def _labels(
             return rows
 
         shape = (int((lengths + 1).sum()),)
-        columns[f"episodes/{name}"] = Column(shape, np.dtype(kind.to_pandas_dtype()), read)
+        columns[f"episodes/{name}"] = Column(shape, dtype, read)
     return columns
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from qgf.data.readers._arrow import as_numpy, is_numeric, read_column, struct_leaves
+from qgf.data.readers._arrow import as_numpy, number_type, read_column, struct_leaves
 from qgf.data.readers._hdf5 import episode_columns, episode_lengths, hdf5_file, leaves, numbered
 from qgf.data.readers._layout import ends_of, lay_out
 from qgf.data.readers._recording import Column, Recording, with_columns
@@ -87,8 +87,11 @@ def _metadata(folder: Path) -> dict[str, Any]:
     if not (folder / METADATA).exists():  # before version 0.5 it was in the HDF5 file
         return {"data_format": "hdf5"}
     metadata = read_json(folder / METADATA)
-    check_form(metadata, {}, str(folder / METADATA))
-    return {"data_format": "hdf5", **metadata} if (folder / MAIN).is_file() else metadata
+    check_form(metadata, dict, str(folder / METADATA))
+    metadata = {"data_format": "hdf5"} | metadata if (folder / MAIN).is_file() else metadata
+    if "data_format" in metadata:
+        check_form(metadata, {"data_format": str}, str(folder / METADATA))
+    return metadata
 
 
 def _unusable(metadata: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -154,14 +157,14 @@ def _tables(folder: Path, kind: str) -> Stored:
     files = [next(iter(sorted(p.glob(f"*.{kind}"))), p / f"part-0.{kind}") for p in episodes]
     if not files:
         raise UserError(f"{folder} holds no episodes")
-    rows = [len(read_column(file, "rewards", EXTRA)) for file in files]
+    rows = [len(_field(file, "rewards", "rewards")) for file in files]
     if min(rows) < 2:
         raise UserError(f"{files[int(np.argmin(rows))]} has no steps; remove it")
     lengths = np.array(rows) - 1
     columns, refused = {}, {}
     for top in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
         for name, array in _fields(files[0], top).items():
-            if not is_numeric(array.type, EXTRA, files[0]):
+            if number_type(array.type, EXTRA, files[0]) is None:
                 refused[name] = f"it is of {array.type}, not of numbers"
                 continue
 
@@ -186,7 +189,7 @@ def _fields(file: Path, top: str) -> dict[str, Any]:
 def _field(file: Path, top: str, name: str) -> Any:
     fields = _fields(file, top)
     if name not in fields:
-        raise UserError(f"{file} has no {name}, which other episodes have")
+        raise UserError(f"{file} has no {name}")
     return fields[name]
 
 
