@@ -80,6 +80,11 @@ def test_every_field_is_what_was_written(next_obs, write):
     assert found.unseen is None if next_obs else found.unseen.tolist() == found.last.tolist()
 
 
+def test_simulator_states_have_no_last_row(write):
+    found = open_recording(write()).trajectories(Fields(obs=("obs/eef", "states")))
+    assert found.unseen.tolist() == found.last.tolist()
+
+
 def test_a_recording_that_stops_is_not_a_task_that_ends(write):
     """`dones` marks every end here; the task ended where the reward says so too."""
     found = open_recording(write()).trajectories()

@@ -129,16 +129,22 @@ def test_giving_up_ends_what_earns_by_success_but_not_what_costs_until_then():
 
 
 def test_rewards_of_states_are_those_of_the_states_reached():
-    height = np.arange(7.0)
-    made = from_arrays(
-        **arrays(height=height, next_observations=np.zeros((7, 2))),
-    )
-    assert dataclasses.replace(made, unseen=None).trajectories(
-        Fields(reward="height")
-    ).reward.tolist() == [1, 2, 3, 3, 0, 5, 6, 6, 0]
-    unseen = from_arrays(**arrays(height=height))
-    with pytest.raises(UserError, match="height describes states, and those after the last"):
-        unseen.trajectories(Fields(reward="height"))
+    unseen = from_arrays(**arrays(height=np.arange(7.0)))
+    seen = dataclasses.replace(unseen, unseen=None, repeated=frozenset())
+    found = seen.trajectories(Fields(reward="height"))
+    assert found.reward.tolist() == [1, 2, 3, 3, 0, 5, 6, 6, 0]
+    # That of the observation does not say that the height after the last action was recorded.
+    partly = from_arrays(**arrays(height=np.arange(7.0), next_observations=np.zeros((7, 2))))
+    for made in (unseen, partly):
+        with pytest.raises(UserError, match="height describes states, and those after the last"):
+            made.trajectories(Fields(reward="height"))
+
+
+def test_only_the_observation_s_own_fields_say_whether_its_last_was_recorded():
+    made = from_arrays(**arrays(height=np.arange(7.0), next_observations=np.zeros((7, 2))))
+    assert made.trajectories().unseen is None
+    found = made.trajectories(Fields(obs=("observations", "height")))
+    assert found.unseen.tolist() == found.last.tolist()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qgf.data.readers import d4rl, lerobot, minari, ogbench, own, robomimic
+from qgf.data.readers._layout import file_kind
 from qgf.data.readers._recording import (
     DEFAULTS as DEFAULTS,
     Column as Column,
@@ -35,8 +36,6 @@ READERS: dict[str, Reader] = {
     "robomimic": Reader("HDF5 with data/demo_0", robomimic.fits, robomimic.read),
 }
 
-# What a file begins with, and what its name ends with.
-MAGIC = {b"PK\3\4": "npz", b"\x89HDF": "HDF5", b"PAR1": "Parquet", b"ARRO": "Arrow"}
 ENDINGS = {
     ".npz": "npz",
     ".hdf5": "HDF5",
@@ -80,12 +79,7 @@ def open_recording(path: str | Path) -> Recording:
 
 def _check_ending(path: Path) -> None:
     """Raise UserError if a file is of another format than its name says."""
-    expected = ENDINGS.get(path.suffix.lower())
-    if expected is None or not path.is_file():
-        return
-    with path.open("rb") as file:
-        begins = file.read(4)
-    is_now = MAGIC.get(begins)
-    if is_now != expected:
-        what = f"it is {is_now}" if is_now else "it begins like no format of arrays"
+    expected, found = ENDINGS.get(path.suffix.lower()), file_kind(path)
+    if path.is_file() and expected not in (None, found):
+        what = f"it is {found}" if found else "it begins like no format of arrays"
         raise UserError(f"{path} is not {expected}, as its name says: {what}")

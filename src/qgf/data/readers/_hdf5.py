@@ -1,12 +1,11 @@
 """HDF5 files: fields of arrays, or of a group per episode."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from qgf.data.readers._layout import damaged, lay_out, optional
 from qgf.data.readers._recording import Column
@@ -37,7 +36,14 @@ def hdf5_file(path: Path, extra: str) -> Iterator[Any]:
         raise damaged(path, error) from None
 
 
-def leaves(group: Any, prefix: str = "") -> dict[str, Any]:
+class Stored(NamedTuple):
+    """An array as it lies in a file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def leaves(group: Any, prefix: str = "") -> dict[str, Stored]:
     """Return every data set below a group, by its path from there.
 
     Raises:
@@ -51,7 +57,7 @@ def leaves(group: Any, prefix: str = "") -> dict[str, Any]:
                     f"{value.file.filename} cannot be read (it claims {value.nbytes:,} bytes for "
                     f"{value.name} and keeps {value.id.get_storage_size():,}); it is damaged"
                 )
-            found[f"{prefix}{name}"] = value
+            found[f"{prefix}{name}"] = Stored(value.shape, value.dtype)
         elif hasattr(value, "items"):
             found.update(leaves(value, f"{prefix}{name}/"))
     return found
@@ -63,61 +69,65 @@ def numbered(group: Any, prefix: str) -> list[str]:
     return [f"{prefix}{number}" for number in sorted(filter(str.isdigit, numbers), key=int)]
 
 
-def episode_lengths(
-    path: Path, file: Any, groups: Sequence[str], name: str
-) -> Int[np.ndarray, " episode"]:
-    """Return how many rows a field has in every episode. UserError if one lacks it, or is empty."""
-    lengths = []
-    for group in groups:
-        found = leaves(file[group])
-        if name not in found:
-            raise UserError(f"{path} has no {name} in {group}")
-        lengths.append(len(found[name]))
-        if not lengths[-1]:
-            raise UserError(f"{path}: {group} has no steps; remove it")
-    return np.array(lengths)
+class Episodes:
+    """The fields of a file that has a group per episode.
 
-
-def episode_columns(
-    path: Path,
-    extra: str,
-    file: Any,
-    groups: Sequence[str],
-    lengths: Int[np.ndarray, " episode"],
-    of_state: frozenset[str],
-    lasts: dict[str, str],
-) -> tuple[dict[str, Column], dict[str, str]]:
-    """Return the fields that a group per episode holds, and why others cannot be used.
-
-    Args:
-        of_state: names of those that describe states.
-        lasts: for some of these, the field of the states after each of the same rows.
+    Attributes:
+        lengths: how many actions every episode has.
+        first: the first episode's arrays of the fields that every episode has.
+        refused: the others, and why they cannot be used.
     """
-    found = [leaves(file[group]) for group in groups]
-    rows = int((lengths + 1).sum())
-    columns, refused = {}, {}
-    for name, dataset in found[0].items():
-        if dataset.ndim == 0 or not all(name in others for others in found):
-            refused[name] = "not every step of every episode has it"
-            continue
 
-        def read(name: str = name) -> np.ndarray:
-            with hdf5_file(path, extra) as file:
-                parts = [(group, _rows(path, file[group], name, lasts)) for group in groups]
-            return lay_out(str(path), name, parts, lengths, of_state=name in of_state)
+    def __init__(self, path: Path, extra: str, file: Any, groups: list[str], counted: str):
+        """Look at an open file.
 
-        columns[name] = Column((rows, *dataset.shape[1:]), dataset.dtype, read)
-    return columns, refused
+        Args:
+            extra: what installs h5py.
+            counted: the field that has a row for every action.
 
+        Raises:
+            UserError: an episode lacks that, or is empty.
+        """
+        self._path, self._extra, self._groups = path, extra, groups
+        found = [leaves(file[group]) for group in groups]
+        for group, fields in zip(groups, found, strict=True):
+            if counted not in fields or not fields[counted].shape:
+                raise UserError(f"{path} has no {counted} in {group}")
+            if not fields[counted].shape[0]:
+                raise UserError(f"{path}: {group} has no steps; remove it")
+        self.lengths = np.array([fields[counted].shape[0] for fields in found])
+        self.first = {
+            name: stored
+            for name, stored in found[0].items()
+            if stored.shape and all(name in fields for fields in found)
+        }
+        absent = sorted(set().union(*found) - self.first.keys())
+        self.refused = {name: "not every step of every episode has it" for name in absent}
 
-def _rows(path: Path, group: Any, name: str, lasts: dict[str, str]) -> np.ndarray:
-    rows = group[name][()]
-    if name not in lasts or not rows.ndim:
-        return rows
-    after = group[lasts[name]][()]
-    if after.shape != rows.shape:
-        raise UserError(
-            f"{path}: {name} of shape {rows.shape} and {lasts[name]} of shape {after.shape} do not "
-            f"fit together in {group.name}"
-        )
-    return np.concatenate([rows, after[-1:]])
+    def column(self, name: str, *, of_state: bool, after: str | None = None) -> Column:
+        """Return a field.
+
+        Args:
+            of_state: whether it describes states.
+            after: the field that holds the states after each of the same rows.
+        """
+
+        def read() -> np.ndarray:
+            with hdf5_file(self._path, self._extra) as file:
+                parts = [(group, self._rows(file[group], name, after)) for group in self._groups]
+            return lay_out(str(self._path), name, parts, self.lengths, of_state=of_state)
+
+        stored = self.first[name]
+        return Column((int((self.lengths + 1).sum()), *stored.shape[1:]), stored.dtype, read)
+
+    def _rows(self, group: Any, name: str, after: str | None) -> np.ndarray:
+        rows = group[name][()]
+        if after is None:
+            return rows
+        following = group[after][()]
+        if following.shape != rows.shape:
+            raise UserError(
+                f"{self._path}: {name} of shape {rows.shape} and {after} of shape "
+                f"{following.shape} do not fit together in {group.name}"
+            )
+        return np.concatenate([rows, following[-1:]])

@@ -10,6 +10,17 @@ from jaxtyping import Bool, Int, Shaped
 
 from qgf.errors import UserError
 
+MAGIC = {b"PK\3\4": "npz", b"\x89HDF": "HDF5", b"PAR1": "Parquet", b"ARRO": "Arrow"}
+"""what a file begins with"""
+
+
+def file_kind(path: Path) -> str | None:
+    """Return which of `MAGIC` a file is by its content; None for a folder or any other file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return MAGIC.get(file.read(4))
+
 
 def ends_of(lengths: Int[np.ndarray, " episode"]) -> Bool[np.ndarray, " row"]:
     """Mark the last row of every episode, of as many actions as `lengths` says."""

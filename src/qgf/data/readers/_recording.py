@@ -79,6 +79,7 @@ class Recording:
             row of the other fields describes an action and what came of it.
         terminated: whether the task ended with the row's action; None if nobody said.
         unseen: the last rows whose state was not recorded, which repeat the one before.
+        repeated: fields of states of which no last row was recorded, though it was of others.
         validation: numbers of the episodes that the format sets aside; None if it sets none.
         refused: fields that cannot be used, and why.
     """
@@ -96,6 +97,7 @@ class Recording:
     of_state: frozenset[str] = frozenset()
     terminated: Bool[np.ndarray, " row"] | None = None
     unseen: Bool[np.ndarray, " row"] | None = None
+    repeated: frozenset[str] = frozenset()
     validation: Int[np.ndarray, " chosen"] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -166,7 +168,7 @@ class Recording:
         array = array[:, 0]
         if name not in self.of_state:
             return array
-        if self.unseen is not None and self.unseen.any():
+        if name in self.repeated or (self.unseen is not None and self.unseen.any()):
             raise UserError(
                 f"{self.source}: {name} describes states, and those after the last actions were "
                 "not recorded; use a field of actions instead"
@@ -196,13 +198,14 @@ class Recording:
         from qgf.data.readers._rewards import labels  # which needs this module
 
         label = labels(self, fields.reward)
+        names = fields.obs or self.observation
         return Trajectories(
-            observation=self._observation(fields.obs or self.observation),
+            observation=self._observation(names),
             action=self._action(fields.action or self.action),
             last=self.last,
             terminated=label.terminated,
             reward=label.reward,
-            unseen=self.unseen,
+            unseen=self.unseen if self.repeated.isdisjoint(names) else self.last,
             success=self.solved(),
             goal=None if self.goal is None else self.numbers(self.goal),
             state={name: self.column(name) for name in state},

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from qgf.data.readers._hdf5 import hdf5_file, leaves
-from qgf.data.readers._layout import ends_of, lay_out, split_steps
+from qgf.data.readers._layout import ends_of, file_kind, lay_out, split_steps
 from qgf.data.readers._npz import npz_columns
 from qgf.data.readers._recording import Column, Recording, with_columns
 from qgf.errors import UserError
@@ -26,8 +26,6 @@ EXTRA = "robomimic"
 
 def fits(path: Path) -> bool:
     """Whether it is a file of these arrays."""
-    if not path.is_file():
-        return False
     names = _columns(path).keys()
     if "masks" in names:  # OGBench's own, which come with its rewards
         return False
@@ -86,11 +84,10 @@ def from_arrays(
 
 def _columns(path: Path) -> dict[str, Column]:
     """Return all arrays of a file as they lie there; none if it is of another kind."""
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic == b"PK\3\4":
+    kind = file_kind(path)
+    if kind == "npz":
         return npz_columns(path)
-    if magic != b"\x89HDF":
+    if kind != "HDF5":
         return {}
     with hdf5_file(path, EXTRA) as file:
         return {
@@ -155,6 +152,7 @@ def _recording(source: str, files: tuple[Path, ...], steps: Mapping[str, Column]
             of_state=frozenset(columns) - OF_ACTION,
             terminated=laid_out("terminals", marks["terminals"]) if "terminals" in marks else None,
             unseen=None if NEXT in steps else last,
+            repeated=frozenset(columns) - {*OF_ACTION, "observations"},
             refused=refused,
         ),
         columns,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from qgf.data.readers._arrow import as_numpy, number_type, read_column, struct_leaves
-from qgf.data.readers._hdf5 import episode_columns, episode_lengths, hdf5_file, leaves, numbered
+from qgf.data.readers._hdf5 import Episodes, hdf5_file, numbered
 from qgf.data.readers._layout import ends_of, lay_out
 from qgf.data.readers._recording import Column, Recording, with_columns
 from qgf.errors import UserError
@@ -141,14 +141,12 @@ def _hdf5(folder: Path) -> Stored:
         groups = numbered(file, "episode_")
         if not groups:
             raise UserError(f"{path} holds no episodes")
-        lengths = episode_lengths(path, file, groups, "rewards")
-        first = leaves(file[groups[0]])
-        of_state = frozenset(
-            name for name, rows in first.items() if rows.ndim and len(rows) == lengths[0] + 1
-        )
-        columns, refused = episode_columns(path, EXTRA, file, groups, lengths, of_state, {})
+        episodes = Episodes(path, EXTRA, file, groups, "rewards")
+    lengths = episodes.lengths
+    of_state = frozenset(n for n, rows in episodes.first.items() if rows.shape[0] == lengths[0] + 1)
+    columns = {n: episodes.column(n, of_state=n in of_state) for n in episodes.first}
     files = [path for path in (path, folder / METADATA) if path.exists()]
-    return files, lengths, columns, of_state, refused
+    return files, lengths, columns, of_state, episodes.refused
 
 
 def _tables(folder: Path, kind: str) -> Stored:

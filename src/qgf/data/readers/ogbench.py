@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qgf.data.manifest import FILE, load_manifest, read_manifest
+from qgf.data.readers._layout import file_kind
 from qgf.data.readers._npz import npz_columns, read_npz_array
 from qgf.data.readers._recording import Column, Recording, with_columns
 from qgf.errors import UserError
@@ -19,7 +20,7 @@ OF_ACTION = ("actions", "rewards", "masks", "terminals")
 def fits(path: Path) -> bool:
     """Whether it is a file, or a folder of files, in OGBench's layout."""
     files = _files(path)
-    if not files or not _is_zip(files[0]):
+    if not files or file_kind(files[0]) != "npz":
         return False
     names = npz_columns(files[0]).keys()
     # "rewards" come with "masks" here; without them they are D4RL's as well as OGBench's.
@@ -62,11 +63,6 @@ def _files(path: Path) -> list[Path]:
         return sorted(names, key=lambda p: (p.stem.removesuffix("-val"), p.stem))
     beside = path.with_name(f"{path.stem}-val.npz")
     return [path, beside] if beside.exists() else [path]
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\3\4"
 
 
 def _terminals(path: Path) -> np.ndarray:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from qgf.data.readers._hdf5 import episode_columns, episode_lengths, hdf5_file, leaves, numbered
-from qgf.data.readers._layout import ends_of
+from qgf.data.readers._hdf5 import Episodes, hdf5_file, numbered
+from qgf.data.readers._layout import ends_of, file_kind
 from qgf.data.readers._recording import Column, Recording, with_columns
 from qgf.errors import UserError
 
@@ -25,11 +25,8 @@ VALIDATION = "mask/valid"
 
 def fits(path: Path) -> bool:
     """Whether it is an HDF5 file with episodes data/demo_i."""
-    if not path.is_file():
+    if file_kind(path) != "HDF5":
         return False
-    with path.open("rb") as file:
-        if file.read(4) != b"\x89HDF":
-            return False
     with hdf5_file(path, EXTRA) as file:
         return hasattr(file.get("data"), "items") and bool(numbered(file["data"], "demo_"))
 
@@ -38,23 +35,18 @@ def read(path: Path) -> Recording:
     """Read a file. UserError if it is damaged or its fields do not belong together."""
     with hdf5_file(path, EXTRA) as file:
         demos = numbered(file["data"], "demo_")
-        groups = [f"data/{demo}" for demo in demos]
-        lengths = episode_lengths(path, file, groups, "actions")
-        names = leaves(file[groups[0]])
-        of_state = frozenset(name for name in names if name.startswith("obs/") or name == "states")
-        lasts = {
-            name: f"next_{name}"
-            for name in of_state
-            if all(f"next_{name}" in file[group] for group in groups)
-        }
-        columns, refused = episode_columns(path, EXTRA, file, groups, lengths, of_state, lasts)
+        episodes = Episodes(path, EXTRA, file, [f"data/{demo}" for demo in demos], "actions")
         shaped = _shaped(path, file)
         validation = _validation(path, file, demos)
-    columns = {n: c for n, c in columns.items() if not n.startswith("next_obs/")}
-    refused = {n: why for n, why in refused.items() if not n.startswith("next_obs/")}
-    last = ends_of(lengths)
-    seen = {name for name in of_state if name in lasts}
-    observed = [name for name in columns if name.startswith("obs/")]
+    names = [name for name in episodes.first if not name.startswith("next_obs/")]
+    of_state = frozenset(name for name in names if name.startswith("obs/") or name == "states")
+    after = {name: f"next_{name}" for name in of_state if f"next_{name}" in episodes.first}
+    columns = {
+        name: episodes.column(name, of_state=name in of_state, after=after.get(name))
+        for name in names
+    }
+    observed = [name for name in names if name.startswith("obs/")]
+    last = ends_of(episodes.lengths)
     return with_columns(
         Recording(
             format="robomimic",
@@ -67,11 +59,12 @@ def read(path: Path) -> Recording:
             action="actions",
             reward="rewards" if "rewards" in columns else None,
             success="rewards" if "rewards" in columns and not shaped else None,
-            of_state=of_state.intersection(columns),
+            of_state=of_state,
             terminated=None if shaped else _terminated(columns, last),
-            unseen=None if seen >= {*observed} else last,
+            unseen=None if after else last,
+            repeated=of_state.difference(after),
             validation=validation,
-            refused=refused,
+            refused=episodes.refused,
         ),
         columns,
     )
