@@ -94,6 +94,6 @@ def test_a_data_set_that_claims_more_than_it_keeps(tmp_path):
         for name, array in arrays().items():
             if name != "rewards":
                 file[name] = array
-        file.create_dataset("rewards", (10**12,), chunks=(1000,))
+        file.create_dataset("rewards", (10**12,), "f4", chunks=(1000,))
     with pytest.raises(UserError, match=r"claims 4,000,000,000,000 bytes for /rewards"):
         open_recording(tmp_path / "d.hdf5")

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from write_lerobot import FOLDER as LEROBOT
 
 from qgf.cli import main
-from qgf.data import Fields, from_arrays, held_out, inspect, open_recording
+from qgf.data import READERS, Fields, from_arrays, held_out, inspect, open_recording
 from qgf.data.readers import own
 from qgf.errors import UserError
 from qgf.files import read_record, sha256, write_record
@@ -89,6 +91,17 @@ def test_inspect_as_text(source, capsys):
     assert "observation.images.top  left alone: it is a camera's stream" in text
     assert "reward: sparse, -1 to 0; their sum over an episode -5 to -2, mean -3" in text
     assert "solved: 50% of the episodes" in text
+
+
+def test_the_python_of_the_page_runs(capsys):
+    page = Path(__file__).parent.parent.parent / "docs/your-own-data.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    found = names["trajectories"]
+    assert found.observation.shape == (63, 4) and found.reward.sum() == -57
+    assert found.terminated.sum() == 3
+    assert {name for name in READERS if f"`{name}`" in page.read_text()} == READERS.keys()
 
 
 def test_inspect_tells_what_is_odd():

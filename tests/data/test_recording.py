@@ -26,9 +26,8 @@ def arrays(**changed):
 
 
 def recording(**changed):
-    """Two episodes; a field "success", marked by hand as that of success."""
-    made = from_arrays(**arrays(success=SUCCESS, **changed))
-    return dataclasses.replace(made, success="success", of_state=made.of_state - {"success"})
+    """Two episodes, the first of which is solved."""
+    return from_arrays(**arrays(success=SUCCESS, **changed))
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f2", ">f4", "<f4", ">i2", "u1", "i8", "?"])
@@ -46,7 +45,7 @@ def test_actions_of_every_kind_become_float32(dtype):
     values = np.arange(7).astype(dtype)
     found = from_arrays(**arrays(actions=values)).trajectories().action
     assert found.dtype == np.float32
-    assert found.tolist() == [[0], [1], [2], [3], [0], [4], [5], [6], [0]]
+    assert found.tolist() == [[0], [1], [2], [3], [3], [4], [5], [6], [6]]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +98,9 @@ def test_nan_in_a_field_that_is_not_used_is_no_matter():
         (Fields(obs=("observation",)), "no field 'observation'. Did you mean 'observations'"),
         (Fields(action="action"), "no field 'action'. Did you mean 'actions'"),
         (Fields(reward="succes"), "no rewards 'succes'. Did you mean 'success'"),
-        (Fields(obs=("actions",)), "actions describes actions"),
+        (Fields(obs=("actions",)), "actions is the action; it is no observation"),
         (Fields(reward="observations"), "2 numbers per row"),
+        (Fields(reward="success:no"), "cannot import 'success'"),
     ],
 )
 def test_a_field_that_does_not_fit(fields, said):
@@ -115,9 +115,20 @@ def test_success_pays_once_and_ends_the_task():
     assert found.success.tolist() == [False, True, False, True] + [False] * 5
 
 
+def test_the_first_action_may_solve_the_task():
+    solved = np.array([0, 0, 0, 1, 1, 0, 0], bool)
+    made = from_arrays(**arrays(success=solved))
+    found = made.trajectories(Fields(reward="success"))
+    assert found.reward.tolist() == [0, 0, 0, 1, 0, 1, 0, 0, 0]
+    assert found.terminated.tolist() == [False] * 3 + [True, False, True, True, True, False]
+    sparse = made.trajectories(Fields(reward="sparse")).reward
+    assert sparse.tolist() == [-1, -1, -1, 0, 0, 0, 0, 0, 0]
+
+
 def test_sparse_costs_until_success():
     found = recording().trajectories(Fields(reward="sparse"))
-    assert found.reward[~found.last].tolist() == [-1, 0, 0, 0, -1, -1, -1]
+    # A last row goes on as its episode did, for those who take returns to go on.
+    assert found.reward.tolist() == [-1, 0, 0, 0, 0, -1, -1, -1, -1]
     assert found.terminated.tolist() == [False, True, True, True] + [False] * 5
 
 
@@ -129,15 +140,11 @@ def test_giving_up_ends_what_earns_by_success_but_not_what_costs_until_then():
 
 
 def test_rewards_of_states_are_those_of_the_states_reached():
-    unseen = from_arrays(**arrays(height=np.arange(7.0)))
-    seen = dataclasses.replace(unseen, unseen=None, repeated=frozenset())
-    found = seen.trajectories(Fields(reward="height"))
-    assert found.reward.tolist() == [1, 2, 3, 3, 0, 5, 6, 6, 0]
-    # That of the observation does not say that the height after the last action was recorded.
-    partly = from_arrays(**arrays(height=np.arange(7.0), next_observations=np.zeros((7, 2))))
-    for made in (unseen, partly):
-        with pytest.raises(UserError, match="height describes states, and those after the last"):
-            made.trajectories(Fields(reward="height"))
+    unseen = from_arrays(**arrays(observations=np.arange(7.0)))
+    found = dataclasses.replace(unseen, unseen=None).trajectories(Fields(reward="observations"))
+    assert found.reward.tolist() == [1, 2, 3, 3, 3, 5, 6, 6, 6]
+    with pytest.raises(UserError, match="observations describes states, and those after the last"):
+        unseen.trajectories(Fields(reward="observations"))
 
 
 def test_only_the_observation_s_own_fields_say_whether_its_last_was_recorded():
@@ -145,6 +152,9 @@ def test_only_the_observation_s_own_fields_say_whether_its_last_was_recorded():
     assert made.trajectories().unseen is None
     found = made.trajectories(Fields(obs=("observations", "height")))
     assert found.unseen.tolist() == found.last.tolist()
+    assert found.observation[:, 2].tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    # What came of an action is a reward as it stands.
+    assert made.trajectories(Fields(reward="height")).reward.tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 6]
 
 
 @pytest.fixture
@@ -164,7 +174,7 @@ def module(tmp_path, monkeypatch):
 def test_rewards_by_a_function(module):
     module("def reached(episode):\n    return -abs(episode['observations'][1:, 0] - 2.0)\n")
     found = recording().trajectories(Fields(reward="own_rewards:reached"))
-    assert found.reward.tolist() == [-1, 0, -1, -1, 0, -3, -4, -4, 0]
+    assert found.reward.tolist() == [-1, 0, -1, -1, -1, -3, -4, -4, -4]
     assert found.terminated is None
 
 

@@ -104,18 +104,13 @@ class Episodes:
         absent = sorted(set().union(*found) - self.first.keys())
         self.refused = {name: "not every step of every episode has it" for name in absent}
 
-    def column(self, name: str, *, of_state: bool, after: str | None = None) -> Column:
-        """Return a field.
-
-        Args:
-            of_state: whether it describes states.
-            after: the field that holds the states after each of the same rows.
-        """
+    def column(self, name: str, after: str | None = None) -> Column:
+        """Return a field; `after` is the one that holds the states after each of its rows."""
 
         def read() -> np.ndarray:
             with hdf5_file(self._path, self._extra) as file:
                 parts = [(group, self._rows(file[group], name, after)) for group in self._groups]
-            return lay_out(str(self._path), name, parts, self.lengths, of_state=of_state)
+            return lay_out(str(self._path), name, parts, self.lengths)
 
         stored = self.first[name]
         return Column((int((self.lengths + 1).sum()), *stored.shape[1:]), stored.dtype, read)

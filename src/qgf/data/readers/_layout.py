@@ -34,14 +34,12 @@ def lay_out(
     name: str,
     parts: Iterable[tuple[str, Shaped[np.ndarray, "_ ..."]]],
     lengths: Int[np.ndarray, " episode"],
-    *,
-    of_state: bool,
 ) -> Shaped[np.ndarray, "row ..."]:
     """Join a field's arrays of all episodes, with n + 1 rows for n actions.
 
     Args:
-        parts: of each episode its name in messages and its array, of n or n + 1 rows. A row that
-            is missing at the end is the one before again where it is `of_state`, else 0.
+        parts: of each episode its name in messages and its array, of n or n + 1 rows. Where the
+            last is missing, it is the one before again.
 
     Raises:
         UserError: an episode has another number of rows, or rows of another shape than the first.
@@ -61,7 +59,7 @@ def lay_out(
             )
         arrays.append(array)
         if len(array) == length:
-            arrays.append(array[-1:] if of_state else np.zeros_like(array[-1:]))
+            arrays.append(array[-1:])
     return np.concatenate(arrays)
 
 

@@ -75,11 +75,11 @@ class Recording:
         reward: name of the rewards; None if there are none.
         success: name of the field that is above 0 where the task is solved; None if there is none.
         goal: name of the field that says what was asked for; None if there is none.
-        of_state: fields that describe a state, so that the last row of an episode has them too. A
-            row of the other fields describes an action and what came of it.
+        of_state: fields that describe a state, so that the last row of an episode has them too,
+            if it is not unseen. In others the last row is the one before again; as rewards, they
+            are what came of the row's action.
         terminated: whether the task ended with the row's action; None if nobody said.
         unseen: the last rows whose state was not recorded, which repeat the one before.
-        repeated: fields of states of which no last row was recorded, though it was of others.
         validation: numbers of the episodes that the format sets aside; None if it sets none.
         refused: fields that cannot be used, and why.
     """
@@ -97,7 +97,6 @@ class Recording:
     of_state: frozenset[str] = frozenset()
     terminated: Bool[np.ndarray, " row"] | None = None
     unseen: Bool[np.ndarray, " row"] | None = None
-    repeated: frozenset[str] = frozenset()
     validation: Int[np.ndarray, " chosen"] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -168,12 +167,13 @@ class Recording:
         array = array[:, 0]
         if name not in self.of_state:
             return array
-        if name in self.repeated or (self.unseen is not None and self.unseen.any()):
+        if self.unseen is not None and self.unseen.any():
             raise UserError(
                 f"{self.source}: {name} describes states, and those after the last actions were "
                 "not recorded; use a field of actions instead"
             )
-        return np.where(self.last, 0, np.roll(array, -1))
+        ahead = np.arange(1, len(array) + 1)
+        return array[np.where(self.last, ahead - 1, ahead)]
 
     def solved(self) -> Bool[np.ndarray, " row"] | None:
         """Whether the task was solved by the row's action; None if nobody said."""
@@ -198,14 +198,16 @@ class Recording:
         from qgf.data.readers._rewards import labels  # which needs this module
 
         label = labels(self, fields.reward)
-        names = fields.obs or self.observation
+        names, action = fields.obs or self.observation, fields.action or self.action
+        if action in names:
+            raise UserError(f"{self.source}: {action} is the action; it is no observation")
         return Trajectories(
             observation=self._observation(names),
-            action=self._action(fields.action or self.action),
+            action=self._action(action),
             last=self.last,
             terminated=label.terminated,
             reward=label.reward,
-            unseen=self.unseen if self.repeated.isdisjoint(names) else self.last,
+            unseen=self.unseen if self.of_state.issuperset(names) else self.last,
             success=self.solved(),
             goal=None if self.goal is None else self.numbers(self.goal),
             state={name: self.column(name) for name in state},
@@ -215,22 +217,16 @@ class Recording:
         if not names:
             raise UserError(
                 f"{self.source} does not say what the observation is; name it with --obs. "
-                f"There are: {', '.join(sorted(self.of_state)) or 'no fields for it'}"
+                f"There are: {', '.join(self.columns)}"
             )
         arrays = [self.numbers(name) for name in names]
-        for name in names:
-            if name not in self.of_state:
-                raise UserError(
-                    f"{self.source}: {name} describes actions, and there is none in an episode's "
-                    "last state; it is no observation"
-                )
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
     def _action(self, name: str | None) -> Float[np.ndarray, "row action"]:
         if name is None:
             raise UserError(
                 f"{self.source} does not say what the action is; name it with --action. "
-                f"There are: {', '.join(n for n in self.columns if n not in self.of_state)}"
+                f"There are: {', '.join(self.columns)}"
             )
         if name in self.columns and self.columns[name].dtype.kind == "b":
             raise UserError(

@@ -18,6 +18,9 @@ FUNCTION = "module:function"
 class Labels(NamedTuple):
     """What is said about every row's action; None where nobody says anything.
 
+    The reward of a last row, which has no action, is that of the one before again: where returns
+    are taken to go on after a recording, they go on like this.
+
     Attributes:
         reward: what it earned.
         terminated: whether the task ended with it.
@@ -74,18 +77,20 @@ def _solved(recording: Recording, rule: str) -> Bool[np.ndarray, " row"]:
     count = np.cumsum(solved)
     first = recording.ends - recording.lengths
     before = np.repeat(count[first] - solved[first], recording.lengths + 1)
-    return ~recording.last & (count > before)
+    return count > before
 
 
 def _success(recording: Recording, solved: Bool[np.ndarray, " row"]) -> Labels:
-    newly = solved & ~np.concatenate([[False], solved[:-1]])
-    ended = solved if recording.terminated is None else solved | recording.terminated
+    ended = solved & ~recording.last
+    newly = ended & ~np.concatenate([[False], ended[:-1]])
+    if recording.terminated is not None:
+        ended |= recording.terminated
     return Labels(newly.astype(np.float32), ended)
 
 
 def _sparse(recording: Recording, solved: Bool[np.ndarray, " row"]) -> Labels:
     # Where a task is given up, it is as if it were never solved: to end there would be a gain.
-    return Labels(np.where(solved | recording.last, 0.0, -1.0).astype(np.float32), solved)
+    return Labels(np.where(solved, 0.0, -1.0).astype(np.float32), solved & ~recording.last)
 
 
 Rule = Callable[[Recording, Bool[np.ndarray, " row"]], Labels]
@@ -131,6 +136,7 @@ def _by_function(recording: Recording, name: str) -> Labels:
             raise UserError(f"{place} raised {type(error).__name__}: {error}") from error
         rewards, *marks = said if isinstance(said, tuple) else (said,)
         reward[end - length : end] = _checked(rewards, "rewards", length, place)
+        reward[end] = reward[end - 1]
         if marks:
             terminated = np.zeros(len(reward), bool) if number == 0 else terminated
             terminated[end - length : end] = _checked(marks[0], "marks", length, place) != 0

@@ -18,7 +18,7 @@ from qgf.data.readers._recording import Column, Recording, with_columns
 from qgf.errors import UserError
 
 REQUIRED = {"observations", "actions", "rewards", "terminals"}
-OF_ACTION = {"actions", "rewards"}
+SUCCESS = ("success", "infos/success", "is_success", "infos/is_success")
 MARKS = ("terminals", "timeouts")
 NEXT = "next_observations"
 EXTRA = "robomimic"
@@ -57,7 +57,7 @@ def from_arrays(
         timeouts: not 0 where the episode ended with the action for another reason.
         next_observations: the state after the action; without it, the last of an episode is
             unseen.
-        more: further fields.
+        more: further fields; one named success says where the task was solved.
 
     Raises:
         UserError: the arrays do not belong together, or nothing marks an episode's end.
@@ -122,8 +122,7 @@ def _recording(source: str, files: tuple[Path, ...], steps: Mapping[str, Column]
     last = ends_of(lengths)
 
     def laid_out(name: str, array: np.ndarray) -> np.ndarray:
-        of_state = name not in (*OF_ACTION, *MARKS)
-        return lay_out(source, name, split_steps(array, lengths), lengths, of_state=of_state)
+        return lay_out(source, name, split_steps(array, lengths), lengths)
 
     def read_steps(name: str) -> np.ndarray:
         array = laid_out(name, steps[name].read())
@@ -149,10 +148,12 @@ def _recording(source: str, files: tuple[Path, ...], steps: Mapping[str, Column]
             observation=("observations",) if "observations" in columns else parts,
             action="actions",
             reward="rewards" if "rewards" in columns else None,
-            of_state=frozenset(columns) - OF_ACTION,
-            terminated=laid_out("terminals", marks["terminals"]) if "terminals" in marks else None,
+            success=next((name for name in SUCCESS if name in columns), None),
+            of_state=frozenset({"observations", *parts}).intersection(columns),
+            terminated=laid_out("terminals", marks["terminals"]) & ~last
+            if "terminals" in marks
+            else None,
             unseen=None if NEXT in steps else last,
-            repeated=frozenset(columns) - {*OF_ACTION, "observations"},
             refused=refused,
         ),
         columns,

@@ -135,8 +135,7 @@ def _columns(
 
             def read(name: str = name) -> np.ndarray:
                 parts = split_steps(_steps(data, name), lengths)
-                of_state = not name.startswith(("action", "next."))
-                return lay_out(str(path), name, parts, lengths, of_state=of_state)
+                return lay_out(str(path), name, parts, lengths)
 
             shape = tuple(feature["shape"])
             shape = (int((lengths + 1).sum()), *(() if shape == (1,) else shape))

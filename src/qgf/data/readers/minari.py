@@ -144,7 +144,7 @@ def _hdf5(folder: Path) -> Stored:
         episodes = Episodes(path, EXTRA, file, groups, "rewards")
     lengths = episodes.lengths
     of_state = frozenset(n for n, rows in episodes.first.items() if rows.shape[0] == lengths[0] + 1)
-    columns = {n: episodes.column(n, of_state=n in of_state) for n in episodes.first}
+    columns = {n: episodes.column(n) for n in episodes.first}
     files = [path for path in (path, folder / METADATA) if path.exists()]
     return files, lengths, columns, of_state, episodes.refused
 
@@ -171,7 +171,7 @@ def _tables(folder: Path, kind: str) -> Stored:
                     (f"episode {number}", as_numpy(_field(file, top, name), name, EXTRA, file))
                     for number, file in enumerate(files)
                 )
-                return lay_out(str(folder), name, parts, lengths, of_state=True)
+                return lay_out(str(folder), name, parts, lengths)
 
             sample = as_numpy(array, name, EXTRA, files[0])
             columns[name] = Column((sum(rows), *sample.shape[1:]), sample.dtype, read)

@@ -39,13 +39,9 @@ def read(path: Path) -> Recording:
         shaped = _shaped(path, file)
         validation = _validation(path, file, demos)
     names = [name for name in episodes.first if not name.startswith("next_obs/")]
-    of_state = frozenset(name for name in names if name.startswith("obs/") or name == "states")
-    after = {name: f"next_{name}" for name in of_state if f"next_{name}" in episodes.first}
-    columns = {
-        name: episodes.column(name, of_state=name in of_state, after=after.get(name))
-        for name in names
-    }
     observed = [name for name in names if name.startswith("obs/")]
+    after = {name: f"next_{name}" for name in observed if f"next_{name}" in episodes.first}
+    columns = {name: episodes.column(name, after.get(name)) for name in names}
     last = ends_of(episodes.lengths)
     return with_columns(
         Recording(
@@ -59,10 +55,9 @@ def read(path: Path) -> Recording:
             action="actions",
             reward="rewards" if "rewards" in columns else None,
             success="rewards" if "rewards" in columns and not shaped else None,
-            of_state=of_state,
+            of_state=frozenset(after or observed),
             terminated=None if shaped else _terminated(columns, last),
             unseen=None if after else last,
-            repeated=of_state.difference(after),
             validation=validation,
             refused=episodes.refused,
         ),
