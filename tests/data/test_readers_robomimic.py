@@ -143,3 +143,9 @@ def test_a_field_that_some_episodes_lack(write):
         del file["data/demo_3/actions"]
     with pytest.raises(UserError, match="no actions in data/demo_3"):
         open_recording(path)
+
+
+def test_an_episode_without_steps(write):
+    path = write(data__demo_4__actions=np.zeros((0, 2)))
+    with pytest.raises(UserError, match="data/demo_4 has no steps; remove it"):
+        open_recording(path)
