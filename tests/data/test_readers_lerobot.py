@@ -104,6 +104,10 @@ def test_episodes_may_lie_in_several_files(folder):
     table = pq.read_table(folder / ROWS)
     pq.write_table(table.slice(0, 5), folder / ROWS)  # in the middle of the second episode
     pq.write_table(table.slice(5), folder / ROWS.replace("file-000", "file-001"))
+    (folder / ROWS.replace("file-000", "file-001")).rename(
+        folder / ROWS.replace("file-000", "file-1000")
+    )
+    (folder / ROWS).rename(folder / ROWS.replace("file-000", "file-101"))
     parts = open_recording(folder).trajectories()
     for name, array in whole.arrays().items():
         np.testing.assert_array_equal(parts.arrays()[name], array)

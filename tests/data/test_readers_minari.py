@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import OrderedDict
 
 import gymnasium
 import h5py
@@ -22,18 +23,21 @@ class Seen(gymnasium.ObservationWrapper):
 
     def __init__(self, env):
         super().__init__(env)
+        box = gymnasium.spaces.Box
         self.observation_space = gymnasium.spaces.Dict(
-            {
-                "state": env.observation_space,
-                "camera": gymnasium.spaces.Box(0, 255, (32, 32, 3), np.uint8),
-                "inner": gymnasium.spaces.Dict({"x": gymnasium.spaces.Box(-9, 9, (2, 2))}),
-            }
+            OrderedDict(
+                state=env.observation_space,
+                zoom=box(0, 9, (1,)),
+                camera=box(0, 255, (32, 32, 3), np.uint8),
+                inner=gymnasium.spaces.Dict({"x": box(-9, 9, (2, 2))}),
+            )
         )
 
     def observation(self, observation):
         x = np.resize(observation, (2, 2)).astype(np.float32)
         camera = np.zeros((32, 32, 3), np.uint8)
-        return {"state": observation, "camera": camera, "inner": {"x": x}}
+        zoom = np.full(1, observation[0] + 1, np.float32)
+        return {"state": observation, "zoom": zoom, "camera": camera, "inner": {"x": x}}
 
 
 def collect(monkeypatch, folder, kind, env, *, action=None, episodes=4, infos=False):
@@ -96,7 +100,13 @@ def test_every_field_is_what_was_written(kind, monkeypatch, tmp_path, pendulum):
 def test_dictionaries_and_cameras(kind, monkeypatch, tmp_path, pendulum):
     folder, written = collect(monkeypatch, tmp_path, kind, Seen(pendulum), episodes=2)
     recording = open_recording(folder)
-    assert set(recording.observation) == {"observations/inner/x", "observations/state"}
+    # By default in the order in which Gymnasium flattens the space.
+    parts = [(n, part) for n, part in Seen(pendulum).observation_space.items() if n != "camera"]
+    space = gymnasium.spaces.Dict(OrderedDict(parts))
+    default = recording.trajectories().observation
+    for row, observation in enumerate(o for seen, _ in written for o in seen):
+        flat = gymnasium.spaces.flatten(space, observation)
+        np.testing.assert_array_equal(default[row], np.float32(flat))
     fields = Fields(obs=("observations/state", "observations/inner/x"))
     found = recording.trajectories(fields).observation
     states = [observation for seen, _ in written for observation in seen]

@@ -56,6 +56,7 @@ def test_actions_of_every_kind_become_float32(dtype):
         (np.full((7, 2), "far"), "observations cannot be used: it is of text"),
         (np.zeros(7, "M8[s]"), "observations cannot be used: it is of dates"),
         (np.zeros(7, [("x", "f4")]), "observations cannot be used: it is of records"),
+        (np.zeros((7, 0)), "observations cannot be used: it is empty"),
         (np.full((7, 2), 1e39), "NaN or infinity in observations, first in row 0 of episode 0"),
     ],
 )

@@ -259,6 +259,8 @@ def with_columns(recording: Recording, columns: Mapping[str, Column]) -> Recordi
     for name, column in columns.items():
         if column.dtype.kind in REFUSED_KINDS:
             refused[name] = f"it is of {REFUSED_KINDS[column.dtype.kind]} ({column.dtype})"
+        elif 0 in column.shape[1:]:
+            refused[name] = f"it is empty: its shape is {column.shape}"
         elif column.shape[:1] != recording.last.shape:
             raise UserError(
                 f"{recording.source} has fields of different lengths: {name} of shape "

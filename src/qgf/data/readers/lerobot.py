@@ -53,8 +53,7 @@ def read(path: Path) -> Recording:
             f"{path} is of LeRobot's format {info['codebase_version']}; qgf reads v3.0: "
             "convert it with LeRobot's convert_dataset_v21_to_v30"
         )
-    data = sorted((path / "data").glob("*/*.parquet"))
-    about = sorted((path / "meta/episodes").glob("*/*.parquet"))
+    data, about = _parts(path / "data"), _parts(path / "meta/episodes")
     if not data:
         raise UserError(f"{path} has no data/chunk-*/file-*.parquet; download it whole")
     lengths, numbers = _episodes(path, info, data)
@@ -82,6 +81,12 @@ def read(path: Path) -> Recording:
         ),
         columns,
     )
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return chunk-N/file-M.parquet in the order of their numbers."""
+    found = folder.glob("*/*.parquet")
+    return sorted(found, key=lambda p: (len(p.parent.name), p.parent.name, len(p.name), p.name))
 
 
 def _episodes(

@@ -46,10 +46,14 @@ def read(path: Path) -> Recording:
             f"{folder} holds {len(lengths)} episodes, but its {METADATA} says "
             f"{metadata['total_episodes']}; it is damaged, or not downloaded whole"
         )
-    refused |= dict(_unusable(metadata))
+    spaces = {field: _spaces(folder, metadata, field) for field in ("observations", "actions")}
+    jpeg = bool(metadata.get("jpeg_encoding", True))
+    for field, parts in spaces.items():
+        refused |= {n: why for n, space in parts.items() if (why := _refusal(space, field, jpeg))}
     columns = {name: column for name, column in columns.items() if name not in refused}
     last = ends_of(lengths)
-    observed = tuple(name for name in columns if name.split("/")[0] == "observations")
+    observed = [name for name in columns if name.split("/")[0] == "observations"]
+    order = [*spaces["observations"], *observed]
     terminated = columns.pop("terminations", None)
     columns.pop("truncations", None)
     return with_columns(
@@ -59,7 +63,10 @@ def read(path: Path) -> Recording:
             files=tuple(files),
             columns={},
             last=last,
-            observation=observed,
+            # In the order in which Gymnasium flattens them; images are chosen by name.
+            observation=tuple(
+                sorted((n for n in observed if len(columns[n].shape) < 4), key=order.index)
+            ),
             action="actions" if "actions" in {**columns, **refused} else None,
             reward="rewards" if "rewards" in columns else None,
             success=next((name for name in SUCCESS if name in columns), None),
@@ -94,23 +101,29 @@ def _metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def _unusable(metadata: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the fields that the spaces say cannot be used, and why."""
+def _spaces(folder: Path, metadata: dict[str, Any], field: str) -> dict[str, dict[str, Any]]:
+    """Return the spaces that the metadata give for a field's parts, in Gymnasium's order."""
+    text = metadata.get(f"{field[:-1]}_space")
+    if not isinstance(text, str):
+        return {}
     separator = "_index_" if metadata["data_format"] == "hdf5" else ""
-    for field in ("observation", "action"):
-        text = metadata.get(f"{field}_space")
-        if not isinstance(text, str):
-            continue
-        try:
-            space = json.loads(text)
-            for name, leaf in _leaves(space, f"{field}s", separator):
-                if leaf["type"] in CHOICES and field == "action":
-                    n = leaf.get("n", leaf.get("nvec"))
-                    yield name, f"it is a choice ({leaf['type']} of {n}), not an amount"
-                elif _is_image(leaf) and metadata.get("jpeg_encoding", True):
-                    yield name, "it is a camera's JPEG images"
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{METADATA} is damaged: its {field}_space is not readable") from None
+    try:
+        found = dict(_leaves(json.loads(text), field, separator))
+        for space in found.values():
+            check_form(space, {"type": str}, field)
+        return found
+    except (ValueError, AttributeError, UserError):
+        raise UserError(
+            f"{folder / METADATA} is damaged: its {field[:-1]}_space is not readable"
+        ) from None
+
+
+def _refusal(space: dict[str, Any], field: str, jpeg: bool) -> str | None:
+    """Return why a field of that space cannot be used, if so."""
+    if space["type"] in CHOICES and field == "actions":
+        number = space.get("n", space.get("nvec"))
+        return f"it is a choice ({space['type']} of {number}), not an amount"
+    return "it is a camera's JPEG images" if jpeg and _is_image(space) else None
 
 
 def _leaves(space: dict, name: str, separator: str) -> Iterator[tuple[str, dict]]:
@@ -126,8 +139,10 @@ def _leaves(space: dict, name: str, separator: str) -> Iterator[tuple[str, dict]
 
 def _is_image(space: dict) -> bool:
     """Whether Minari takes a space for one of images (its is_image_space, but for the bounds)."""
-    shape = space.get("shape") or ()
-    return space.get("dtype") == "uint8" and len(shape) in (2, 3) and min(shape[:2]) >= 32
+    shape = space.get("shape")
+    if space.get("dtype") != "uint8" or not isinstance(shape, list) or len(shape) not in (2, 3):
+        return False
+    return all(isinstance(side, int) and side >= 32 for side in shape[:2])
 
 
 Stored = tuple[
