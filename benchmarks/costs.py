@@ -14,7 +14,7 @@ import jax
 import tyro
 
 from benchmarks.__main__ import _machine
-from qgf.act import actor
+from qgf.act import Arm, actor
 from qgf.comparison import count, milliseconds
 from qgf.config import Config, Spec
 from qgf.files import read_json, write_json
@@ -53,7 +53,7 @@ def measure(name: str, dataset: str, config: Config, timed: bool) -> dict:
     held, (weight, samples) = fresh(name, sizes, config), settings(name)[-1]
     cost: dict = {"flops": sum(count(method, of_seed(held, 0), sizes, weight, samples))}
     if timed:
-        act = actor(method, samples, held, sizes, 0)
+        act = actor(Arm(method, samples=samples), held, sizes, 0)
         cost["ms"] = {str(n): milliseconds(act, sizes, weight, n) for n in (1, 50)}
     return cost
 

@@ -8,13 +8,9 @@ from qgf.core import Velocity
 
 
 def log_likelihood(
-    velocity: Velocity,
-    obs: Float[Array, "batch obs"],
-    action: Float[Array, "batch action"],
-    *,
-    steps: int = 20,
+    velocity: Velocity, action: Float[Array, "batch action"], *, steps: int = 20
 ) -> Float[Array, " batch"]:
-    """Return log p(action | obs), in nats, of the flow that carries N(0, I) to actions.
+    """Return log p(action), in nats, of the flow that carries N(0, I) to actions.
 
     The action at t = 1 is carried back to its noise a_0 at t = 0, and
     log p = log N(a_0; 0, I) − ∫₀¹ tr(∂v/∂a) dt, with the exact trace: one vector-Jacobian
@@ -29,7 +25,7 @@ def log_likelihood(
 
     def slope(s: Array, action: Array) -> tuple[Array, Array]:
         t = jnp.full(action.shape[:1], 1 - s * s, action.dtype)
-        v, pullback = jax.vjp(lambda a: velocity(obs, a, t), action)
+        v, pullback = jax.vjp(lambda a: velocity(a, t), action)
         diagonal = jax.vmap(lambda e: pullback(jnp.broadcast_to(e, action.shape))[0] @ e)
         trace = diagonal(basis).sum(0)
         return -2 * s * v, 2 * s * trace  # dt = -2 s ds

@@ -1,6 +1,5 @@
 """The exact flow from N(0, I) to a Gaussian mixture, a network of it, and guidance's path."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qgf.core import Estimator, FlowPolicy, flow_matching_loss
+from qgf.core import Critic, Estimator, FlowPolicy, Velocity, flow_matching_loss
 
 
 class Mixture(eqx.Module):
@@ -20,12 +19,9 @@ class Mixture(eqx.Module):
     std: float = eqx.field(static=True)
 
     def __call__(
-        self,
-        obs: Float[Array, "batch obs"],
-        action: Float[Array, "batch action"],
-        t: Float[Array, " batch"],
+        self, action: Float[Array, "batch action"], t: Float[Array, " batch"]
     ) -> Float[Array, "batch action"]:
-        """Return E[a_1 − a_0 | a_t], the velocity of a_t = (1 − t) a_0 + t a_1; obs is not used.
+        """Return E[a_1 − a_0 | a_t], the velocity of a_t = (1 − t) a_0 + t a_1.
 
         Given its mode, a_t is N(t m, σ² I) with σ² = t² std² + (1 − t)², and a_1 − a_0 has the
         regression m + (t std² − (1 − t)) / σ² · (a_t − t m) on it; Bayes' rule gives the mode.
@@ -47,13 +43,13 @@ class Mixture(eqx.Module):
         return self.means[mode] + self.std * noise
 
 
-def critic(peak: Float[Array, " action"]) -> Callable[[Array, Array], Array]:
-    """Return Q(s, a) = −‖a − peak‖."""
-    return lambda obs, action: -jnp.linalg.norm(action - peak, axis=-1)
+def critic(peak: Float[Array, " action"]) -> Critic:
+    """Return Q(a) = −‖a − peak‖."""
+    return lambda action: -jnp.linalg.norm(action - peak, axis=-1)
 
 
 def guided_path(
-    velocity: Callable[[Array, Array, Array], Array],
+    velocity: Velocity,
     peak: Float[Array, " action"],
     noise: Float[Array, "batch action"],
     weight: Float[Array, " batch"],
@@ -67,11 +63,10 @@ def guided_path(
         The noise and the action after every step, the last one not clipped; the gradient g
         of every step, 0 where guided_sample goes unguided because w·g is not finite.
     """
-    obs = jnp.zeros((len(noise), 0), noise.dtype)
 
     def step(action: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
         t = jnp.full(noise.shape[:1], k / steps, noise.dtype)
-        v, g = estimator(velocity, critic(peak), obs, action, t, steps)
+        v, g = estimator(velocity, critic(peak), action, t, steps)
         usable = jnp.isfinite(jnp.square(weight[:, None] * g).sum(-1, keepdims=True))
         g = jnp.where(usable, g, 0)
         action = action + (v + weight[:, None] * g) / steps
@@ -81,15 +76,26 @@ def guided_path(
     return jnp.concatenate([noise[None], actions]), g
 
 
-def train_network(mixture: Mixture, steps: int, key: PRNGKeyArray) -> FlowPolicy:
+class Network(eqx.Module):
+    """A flow policy of observations of no entries."""
+
+    policy: FlowPolicy
+
+    def __call__(
+        self, action: Float[Array, "batch action"], t: Float[Array, " batch"]
+    ) -> Float[Array, "batch action"]:
+        return self.policy(jnp.zeros((len(action), 0), action.dtype), action, t)
+
+
+def train_network(mixture: Mixture, steps: int, key: PRNGKeyArray) -> Network:
     """Return a network that learned the mixture's flow from its samples (Adam 1e-3, batch 256)."""
     init, draws = jax.random.split(key)
-    policy = FlowPolicy(0, mixture.means.shape[1], width=64, depth=2, key=init)
+    policy = Network(FlowPolicy(0, mixture.means.shape[1], width=64, depth=2, key=init))
     adam = optax.adam(1e-3)
 
-    def loss(policy: FlowPolicy, key: Array) -> Array:
+    def loss(policy: Network, key: Array) -> Array:
         data, noise = jax.random.split(key)
-        return flow_matching_loss(policy, jnp.zeros((256, 0)), mixture.sample(256, data), noise)
+        return flow_matching_loss(policy, mixture.sample(256, data), noise)
 
     def step(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], None]:
         policy, moments = carry

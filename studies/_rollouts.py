@@ -101,7 +101,7 @@ def accuracies(critic: Any, cloned: list[Chunks], guided: list[Chunks]) -> dict[
         each = []
         for i, chunks in enumerate(parts):
             obs, action = jnp.asarray(chunks.obs), jnp.asarray(chunks.action)
-            q = np.asarray(of_seed(critic, i).critic(obs, action), float)
+            q = np.asarray(of_seed(critic, i).bind(obs)(action), float)
             each.append(accuracy(q, chunks.returns))
         found[policy] = mean(each)
     return found

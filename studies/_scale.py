@@ -18,7 +18,7 @@ from qgf.comparison import (
     variant,
 )
 from qgf.evaluation import figures
-from qgf.methods import at_goal
+from qgf.methods import bind
 from qgf.run import choose, load_record, of_seed, validation_batch
 
 Outcomes = Float[np.ndarray, "seed _ 4"]  # episodes of any number
@@ -49,9 +49,8 @@ def per_seed(plan: Plan, env: str, what: Callable) -> list:
     batch, both = validation_batch(record, STATES), learners(plan, "qgf", env)
     found = []
     for i in range(len(plan.seeds)):
-        one = at_goal(of_seed(both, i), batch.goal)
-        functions = one["policy"].velocity, one["critic"].critic
-        found.append(what(*functions, batch.obs, batch.action, plan.config.denoise_steps))
+        one = bind(of_seed(both, i), batch.obs, batch.goal)
+        found.append(what(one["policy"], one["critic"], batch.action, plan.config.denoise_steps))
     return found
 
 

@@ -8,8 +8,9 @@ without units would carry over, and against the cloned policy.
 import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
@@ -19,7 +20,7 @@ from qgf.act import guidance_scale
 from qgf.comparison import Plan, Variant, learners, read_episodes, run_episodes
 from qgf.core import Sampled
 from qgf.evaluation import figures, percentile_interval, resample
-from qgf.methods import METHODS, Learners
+from qgf.methods import METHODS, Bound, Learners
 from studies._runs import CUBE, SCENE, study_plan
 from studies._scale import (
     Outcomes,
@@ -53,11 +54,21 @@ WAYS = {  # label, colour, marker
 Difference = Sequence  # the mean, and the interval as a pair; lists once read from a file
 
 
-def _act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-    return METHODS["qgf"].act(learners, obs, noise, weight * learners["scale"])
+class Scale(eqx.Module):
+    """A weight's unit, as one more learner, so that each training seed has its own."""
+
+    value: Array
+    fixed_steps: ClassVar[bool] = False
+
+    def bind(self, obs: Array, goal: Array | None, repeats: int) -> Array:
+        return self.value
 
 
-# QGF by u instead of w. The scale is one more learner, so that each training seed has its own.
+def _act(bound: Bound, noise: Array, weight: Array, steps: int) -> Sampled:
+    return METHODS["qgf"].act(bound, noise, weight * bound["scale"], steps)
+
+
+# QGF by u instead of w.
 AUTO = dataclasses.replace(METHODS["qgf"], roles=("policy", "critic", "scale"), act=_act)
 
 
@@ -98,7 +109,7 @@ def sweep_both(
     """Return QGF's episodes at every weight w and at every u, running those not there yet."""
 
     def load() -> Learners:
-        scale = jnp.stack(per_seed(plan, env, guidance_scale))
+        scale = Scale(jnp.stack(per_seed(plan, env, guidance_scale)))
         return learners(plan, "qgf", env) | {"scale": scale}
 
     auto = Variant(AUTO, load, [(u, 1) for u in units])

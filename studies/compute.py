@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from qgf.act import actor
+from qgf.act import Arm, actor
 from qgf.comparison import (
     Plan,
     Setting,
@@ -81,7 +81,7 @@ def _row(plan: Plan, name: str, setting: Setting) -> dict[str, Any]:
     one = of_seed(learners(plan, name, ENV), slice(1))
     sizes = spec(plan, ENV)
     counted = count(method, of_seed(one, 0), sizes, weight, samples)
-    act = actor(method, samples, one, sizes, 0)
+    act = actor(Arm(method, samples=samples), one, sizes, 0)
     family = "bfn" if name in ("bc", "bfn-4") else name
     return {
         "family": family,

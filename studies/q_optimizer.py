@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from qgf.act import sample_actions
 from qgf.comparison import Plan, Setting, learners, read_episodes, run_episodes, run_folder, variant
 from qgf.core import ESTIMATORS, Sampled, refuse_failed
+from qgf.data import Batch, GoalBatch
 from qgf.evaluation import figures, paired_difference
-from qgf.methods import Learners, Method, at_goal, find_method
+from qgf.methods import Bound, Learners, Method, bind, find_method
 from qgf.run import load_record, of_seed, validation_batch
 from studies._likelihood import log_likelihood
 from studies._neighbours import Neighbours, training_points
@@ -57,13 +58,14 @@ def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
     batch, every = validation_batch(record, STATES[preset]), learners(plan, "qgf", env)
     noise = jax.random.normal(jax.random.key(0), (BEST_OF, *batch.action.shape))
     neighbours = Neighbours(training_points(record))
-    seeds = [at_goal(of_seed(every, i), batch.goal) for i in range(len(plan.seeds))]
+    seeds = [of_seed(every, i) for i in range(len(plan.seeds))]
+    bound = [bind(one, batch.obs, batch.goal) for one in seeds]
     for name, row in ((name, row) for name, found in rows.items() for row in found):
         method, draws, weight = find_method(name), noise[: row["samples"]], row["weight"]
-        sampled = [_act(method, one, batch.obs, draws, jnp.asarray(weight)) for one in seeds]
+        sampled = [_act(method, one, batch, draws, jnp.asarray(weight)) for one in seeds]
         for _, counts in sampled:
             refuse_failed(counts)
-        row |= judge(seeds, batch.obs, [actions for actions, _ in sampled], neighbours)
+        row |= judge(bound, batch.obs, [actions for actions, _ in sampled], neighbours)
         row["gain"] = row["q"] - rows["bc"][0]["q"]  # BC is the first
     return {
         "env": env,
@@ -71,7 +73,7 @@ def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
         "seeds": len(seeds),
         "tune_episodes": plan.counts["tune"] * len(seeds),
         "test_episodes": plan.counts["test"] * len(seeds),
-        "data": judge(seeds, batch.obs, [batch.action] * len(seeds), neighbours),
+        "data": judge(bound, batch.obs, [batch.action] * len(seeds), neighbours),
         "chosen": chosen,
         "rows": rows,
     }
@@ -94,15 +96,18 @@ def _episodes(plan: Plan, name: str, env: str, setting: Setting, qgf_weight: flo
 
 
 @eqx.filter_jit
-def _act(method: Method, learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-    return sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))
+def _act(
+    method: Method, learners: Learners, batch: Batch | GoalBatch, noise: Array, weight: Array
+) -> Sampled:
+    weights = jnp.full(len(batch.obs), weight)
+    return sample_actions(method, learners, batch.obs, noise, weights, goal=batch.goal)
 
 
 _likelihood = eqx.filter_jit(log_likelihood)
 
 
 def judge(
-    seeds: list[Learners],
+    seeds: list[Bound],
     obs: Float[Array, "batch obs"],
     actions: list[Float[Array, "batch action"]],
     neighbours: Neighbours,
@@ -114,10 +119,9 @@ def judge(
     """
     found = []
     for one, action in zip(seeds, actions, strict=True):
-        q = one["critic"].critic(obs, action).mean()
+        q = one["critic"](action).mean()
         distance = neighbours.distance(np.concatenate([obs, action], axis=1)).mean()
-        velocity = one["policy"].velocity
-        likelihood = _likelihood(velocity, obs, action, steps=LIKELIHOOD_STEPS).mean()
+        likelihood = _likelihood(one["policy"], action, steps=LIKELIHOOD_STEPS).mean()
         found.append([q, distance, likelihood])
     return dict(zip(MEASURES, np.mean(found, axis=0).tolist(), strict=True))
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from qgf.comparison import learners, run_folder
 from qgf.core import ESTIMATORS, Critic, Velocity
-from qgf.methods import at_goal
+from qgf.methods import bind
 from qgf.run import load_record, of_seed, validation_batch
 from studies._runs import CUBE, study_plan
 
@@ -36,11 +36,11 @@ def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
     plan = study_plan(preset, out, (env,))
     record = load_record(run_folder(plan, "critic", env))
     batch = validation_batch(record, STATES[preset])
-    first = at_goal(of_seed(learners(plan, "qgf", env), 0), batch.goal)
+    first = bind(of_seed(learners(plan, "qgf", env), 0), batch.obs, batch.goal)
     steps = record["config"]["denoise_steps"]
-    policy, critic = first["policy"].velocity, first["critic"].critic
+    policy, critic = first["policy"], first["critic"]
     found = {
-        name: np.asarray(cosines(name, policy, critic, batch.obs, batch.action, steps)).tolist()
+        name: np.asarray(cosines(name, policy, critic, batch.action, steps)).tolist()
         for name in ESTIMATORS
     }
     times = [k / steps for k in range(steps)]
@@ -57,11 +57,10 @@ def cosines(
     name: str,
     velocity: Velocity,
     critic: Critic,
-    obs: Float[Array, "batch obs"],
     action: Float[Array, "batch action"],
     steps: int,
 ) -> Float[Array, "time scale"]:
-    """Return the mean over the batch of cos(G(s, a_t), G(s, a_t + ε)).
+    """Return the mean over the batch of cos(G(a_t), G(a_t + ε)).
 
     a_t lies on the path from noise to the data's action, t on the sampler's grid; ε is
     Gaussian with a standard deviation of SCALES per dimension. Noise and the direction of ε
@@ -71,7 +70,7 @@ def cosines(
 
     @jax.jit
     def gradient(t: Array, noisy: Array) -> Array:
-        return ESTIMATORS[name](velocity, critic, obs, noisy, jnp.full(len(obs), t), steps)[1]
+        return ESTIMATORS[name](velocity, critic, noisy, jnp.full(len(noisy), t), steps)[1]
 
     rows = []
     for k in range(steps):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from qgf.act import actor
+from qgf.act import Arm, actor
 from qgf.comparison import (
     Plan,
     Variant,
@@ -23,9 +23,9 @@ from qgf.comparison import (
     spec,
     variant,
 )
-from qgf.core import Action, Critic, Obs, Sampled, Velocity, bounded, euler_counting, qgf
+from qgf.core import Action, Critic, Sampled, Velocity, bounded, euler_counting, qgf
 from qgf.evaluation import figures
-from qgf.methods import METHODS, Learners, Method, settings
+from qgf.methods import METHODS, Bound, Learners, Method, bind, settings
 from qgf.run import load_record, of_seed, validation_batch
 from studies._runs import CUBE, study_plan
 from studies._scale import rate
@@ -81,7 +81,6 @@ def flow_times(grid: Grid, steps: int) -> Float[np.ndarray, " time"]:
 def guided_path_sample(
     velocity: Velocity,
     critic: Critic,
-    obs: Obs,
     noise: Action,
     weight: float | Float[Array, ""] | Float[Array, " batch"],
     times: Float[np.ndarray, " time"],
@@ -104,7 +103,7 @@ def guided_path_sample(
     """
     weight = jnp.broadcast_to(jnp.asarray(weight, noise.dtype), noise.shape[:1])
     grid = jnp.asarray(times, noise.dtype)
-    step = partial(path_step, velocity, critic, obs, weight, solver)
+    step = partial(path_step, velocity, critic, weight, solver)
     action, unguided = jax.lax.scan(step, noise, jnp.stack([grid[:-1], grid[1:]], axis=1))
     return bounded(action, unguided.sum(0))
 
@@ -112,7 +111,6 @@ def guided_path_sample(
 def path_step(
     velocity: Velocity,
     critic: Critic,
-    obs: Obs,
     weight: Float[Array, " batch"],
     solver: Solver,
     action: Action,
@@ -122,7 +120,7 @@ def path_step(
     length = ends[1] - ends[0]
 
     def evaluate(point: Array, t: Array) -> tuple[Array, tuple[Array, Array]]:
-        v, g = qgf(velocity, critic, obs, point, jnp.broadcast_to(t, len(obs)), 0)
+        v, g = qgf(velocity, critic, point, jnp.broadcast_to(t, len(point)), 0)
         push = weight[:, None] * g
         usable = jnp.isfinite(jnp.square(push).sum(-1, keepdims=True))
         u = v + jnp.where(usable, push, 0)
@@ -136,12 +134,14 @@ def path_step(
 def method_of(sampler: Sampler) -> Method:
     """Return a sampler as a method to act with."""
 
-    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-        velocity = learners["policy"].velocity
+    def act(bound: Bound, noise: Array, weight: Array, steps: int) -> Sampled:
         if sampler.solver == "bc":
-            return euler_counting(velocity, obs, noise, steps=sampler.steps)
-        times, critic = flow_times(sampler.grid, sampler.steps), learners["critic"].critic
-        return guided_path_sample(velocity, critic, obs, noise, weight, times, sampler.solver)
+            return euler_counting(bound["policy"], noise, steps=sampler.steps)
+        functions, times = (
+            (bound["policy"], bound["critic"]),
+            flow_times(sampler.grid, sampler.steps),
+        )
+        return guided_path_sample(*functions, noise, weight, times, sampler.solver)
 
     roles = ("policy",) if sampler.solver == "bc" else ("policy", "critic")
     return Method("test-time", roles, act, "QGF on a grid of its own", "arXiv 2606.11087")
@@ -171,7 +171,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     rows = []
     for sampler, w in weights.items():
         outcomes = read_episodes(plan, _file_name(sampler, plan), ENV, "test", (w, 1))
-        act = actor(method_of(sampler), 1, one, spec(plan, ENV), 0)
+        act = actor(Arm(method_of(sampler)), one, spec(plan, ENV), 0)
         row = {**sampler._asdict(), "evaluations": sampler.evaluations, "error": errors[sampler]}
         row |= {key: figures(outcomes)[key] for key in ("success", "ci95", "episodes")}
         row["wins"] = outcomes[..., 0].astype(int).tolist()
@@ -208,8 +208,8 @@ def _errors(
 
     @eqx.filter_jit
     def step(learners: Learners, weight: Array, solver: Solver, a: Array, ends: Array) -> Array:
-        policy, critic = learners["policy"].velocity, learners["critic"].critic
-        return path_step(policy, critic, obs, weight, solver, a, ends)[0]
+        bound = bind(learners, obs)
+        return path_step(bound["policy"], bound["critic"], weight, solver, a, ends)[0]
 
     def sample(sampler: Sampler, weight: float) -> Array:
         # Step by step, so that one program serves any number of steps.

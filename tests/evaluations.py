@@ -7,12 +7,13 @@ from qgf.run._evaluation import write_evaluation
 from qgf.run.checkpoint import find_checkpoint, load_record
 
 
-def evaluation(run, chosen=0.7, *, method="qgf", samples=1, critic=None, goals=1):
+def evaluation(run, chosen=0.7, *, method="qgf", samples=1, critic=None, goals=1, steps=None):
     """What `evaluate` returns when a method does best at the weight `chosen`, of a few."""
     which = find_checkpoint(run).name
     other = which if critic is None else find_checkpoint(critic).name
-    group = [_arm(method, w, samples) for w in sorted({0.0, 0.01, chosen})]
-    arms = {"bc": [Arm()], method: list(dict.fromkeys([Arm(), *group]))}
+    group = [_arm(method, w, samples, steps) for w in sorted({0.0, 0.01, chosen})]
+    cloned = Arm(steps=steps)
+    arms = {"bc": [cloned], method: list(dict.fromkeys([cloned, *group]))}
     outcomes = {
         Job(arm, seed, split, episode): Outcome(arm.weight == chosen, -1.0, 100)
         for arm in arms[method]
@@ -30,6 +31,7 @@ def evaluation(run, chosen=0.7, *, method="qgf", samples=1, critic=None, goals=1
         "training_seeds": load_record(run)["seeds"],
         "seed": 0,
         "episodes": {"tune": 2, "test": 2},
+        "denoise_steps": steps,
         **_summary(outcomes, arms, goals),
     }
 

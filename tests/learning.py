@@ -1,5 +1,6 @@
 """What tests of learners share: a Gaussian whose flow is known, stand-ins, and training."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import equinox as eqx
@@ -57,8 +58,13 @@ class Spy:
         return self.formula(*inputs)
 
 
+def bound(function):
+    """How a learner binds a function of observations first."""
+    return lambda obs: partial(function, obs)
+
+
 def others(**roles):
-    """Stand-ins for other learners: others(critic={"v": function}) and so on."""
+    """Stand-ins for other learners: others(critic={"bind": bound(function)}) and so on."""
     return {role: SimpleNamespace(**functions) for role, functions in roles.items()}
 
 

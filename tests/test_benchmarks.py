@@ -75,8 +75,8 @@ def peer(monkeypatch):
 
     def sample(agent, obs, key, weight):
         noise = jax.random.normal(key, (len(obs), SPEC.chunk_action))
-        velocity, critic = agent["policy"].velocity, agent["critic"].critic
-        return np.asarray(guided_sample(velocity, critic, jnp.asarray(obs), noise, weight))
+        velocity, critic = (agent[role].bind(jnp.asarray(obs)) for role in ("policy", "critic"))
+        return np.asarray(guided_sample(velocity, critic, noise, weight))
 
     functions = {
         "use": lambda: None,

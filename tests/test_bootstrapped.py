@@ -59,7 +59,7 @@ def test_loss_equals_numpy(how, members):
     assert {k: float(m) for k, m in metrics.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert float(loss) == pytest.approx(expected["critic_loss"], rel=1e-4)
     np.testing.assert_allclose(
-        learner.critic(batch.next_obs, jnp.asarray(action, jnp.float32)), next_q, atol=1e-5
+        learner.bind(batch.next_obs)(jnp.asarray(action, jnp.float32)), next_q, atol=1e-5
     )
 
 

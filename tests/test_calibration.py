@@ -20,41 +20,38 @@ from studies._scale import best
 
 STEPS = 5
 TIMES = np.arange(STEPS) / STEPS
-OBS = jnp.zeros((4096, 2))
 ACTION = jnp.broadcast_to(jnp.array([0.5, -0.25, 0.125]), (4096, 3))
 SLOPE = jnp.array([3.0, -4.0, 12.0])
 
 
-def linear(obs, action):
+def linear(action):
     return action @ SLOPE
 
 
-def to_data(obs, action, t):
+def to_data(action, t):
     """The flow of a point mass: from anywhere to ACTION in what time is left."""
-    return (ACTION[: len(obs)] - action) / (1 - t[:, None])
+    return (ACTION[: len(action)] - action) / (1 - t[:, None])
 
 
 def test_gradient_of_a_linear_critic_and_velocity_of_an_affine_flow():
-    affine = lambda obs, action, t: 2 * action + 1  # noqa: E731
-    v, g = flow_sizes(affine, linear, OBS, ACTION, STEPS)
+    affine = lambda action, t: 2 * action + 1  # noqa: E731
+    v, g = flow_sizes(affine, linear, ACTION, STEPS)
     assert g == pytest.approx(13 / np.sqrt(3), rel=1e-6)
     # a_t = (1 − t) a_0 + t a_1 has mean t a_1 and variance (1 − t)².
     a1 = np.asarray(ACTION[0], float)
     square = [(2 * t * a1 + 1) ** 2 + 4 * (1 - t) ** 2 for t in TIMES]
     assert v == pytest.approx(np.sqrt(np.mean(square)), rel=0.01)
-    assert guidance_scale(affine, linear, OBS, ACTION, STEPS) == pytest.approx(
-        float(v / g), rel=1e-6
-    )
+    assert guidance_scale(affine, linear, ACTION, STEPS) == pytest.approx(float(v / g), rel=1e-6)
 
 
 def test_gradient_is_that_at_the_one_step_clean_action():
-    square = lambda obs, action: -jnp.square(action - 2).sum(-1) / 2  # noqa: E731
-    v, g = flow_sizes(to_data, square, OBS, ACTION, STEPS)
+    square = lambda action: -jnp.square(action - 2).sum(-1) / 2  # noqa: E731
+    v, g = flow_sizes(to_data, square, ACTION, STEPS)
     assert g == pytest.approx(np.sqrt(np.mean((2 - np.asarray(ACTION[0], float)) ** 2)), rel=1e-5)
     # v = a_1 − a_0 at every time.
     assert v == pytest.approx(np.sqrt(1 + np.mean(np.square(ACTION[0]))), rel=0.01)
-    far = lambda obs, action, t: jnp.full_like(action, 100.0)  # noqa: E731
-    assert flow_sizes(far, square, OBS, ACTION, STEPS)[1] == pytest.approx(1)  # clipped to 1
+    far = lambda action, t: jnp.full_like(action, 100.0)  # noqa: E731
+    assert flow_sizes(far, square, ACTION, STEPS)[1] == pytest.approx(1)  # clipped to 1
 
 
 class Curved(eqx.Module):
@@ -63,24 +60,24 @@ class Curved(eqx.Module):
     unit: jax.Array
     offset: jax.Array
 
-    def __call__(self, obs, action):
+    def __call__(self, action):
         return self.unit * (jnp.sin(3 * action) * SLOPE).sum(-1) + self.offset
 
 
 def test_units_of_q_cancel():
-    obs, action = OBS[:64], ACTION[:64]
+    action = ACTION[:64]
     one, four, ten, shifted = (
         Curved(jnp.asarray(unit), jnp.asarray(offset))
         for unit, offset in ((1.0, 0.0), (4.0, 0.0), (10.0, 0.0), (1.0, 7.0))
     )
-    scale = guidance_scale(to_data, one, obs, action, STEPS)
-    assert guidance_scale(to_data, four, obs, action, STEPS) == scale / 4
-    assert guidance_scale(to_data, shifted, obs, action, STEPS) == scale
-    tenth = guidance_scale(to_data, ten, obs, action, STEPS)
+    scale = guidance_scale(to_data, one, action, STEPS)
+    assert guidance_scale(to_data, four, action, STEPS) == scale / 4
+    assert guidance_scale(to_data, shifted, action, STEPS) == scale
+    tenth = guidance_scale(to_data, ten, action, STEPS)
     assert tenth == pytest.approx(float(scale) / 10, rel=1e-6)
     noise = jax.random.normal(jax.random.key(1), action.shape)
     sample = eqx.filter_jit(
-        lambda critic, weight: guided_sample(to_data, critic, obs, noise, weight, steps=STEPS)
+        lambda critic, weight: guided_sample(to_data, critic, noise, weight, steps=STEPS)
     )
     wanted = sample(one, 0.3 * scale)
     np.testing.assert_allclose(sample(ten, 0.3 * tenth), wanted, atol=1e-5)
@@ -88,31 +85,31 @@ def test_units_of_q_cancel():
 
 
 def test_without_a_gradient_there_is_no_scale():
-    flat = lambda obs, action: 0 * action.sum(-1)  # noqa: E731
-    assert guidance_scale(to_data, flat, OBS[:8], ACTION[:8], STEPS) == 0
-    broken = lambda obs, action: jnp.sqrt(-1 - action.sum(-1) ** 2)  # noqa: E731
-    assert guidance_scale(to_data, broken, OBS[:8], ACTION[:8], STEPS) == 0
+    flat = lambda action: 0 * action.sum(-1)  # noqa: E731
+    assert guidance_scale(to_data, flat, ACTION[:8], STEPS) == 0
+    broken = lambda action: jnp.sqrt(-1 - action.sum(-1) ** 2)  # noqa: E731
+    assert guidance_scale(to_data, broken, ACTION[:8], STEPS) == 0
 
 
-class Policy(eqx.Module):
-    """A flow and a critic of constant slope."""
+class Constant(eqx.Module):
+    """A flow, or the slope of a critic, that is the same everywhere."""
 
-    flow: jax.Array
-    slope: jax.Array
+    value: jax.Array
     config: Config = eqx.field(static=True, default=Config(denoise_steps=STEPS))
+    fixed_steps = False
 
-    def velocity(self, obs, action, t):
-        return jnp.broadcast_to(self.flow, action.shape)
-
-    def critic(self, obs, action):
-        return action @ self.slope
+    def bind(self, obs, goal, repeats):
+        return lambda action, t=None: (
+            action @ self.value if t is None else jnp.broadcast_to(self.value, action.shape)
+        )
 
 
 def test_every_training_seed_is_guided_by_its_own_scale():
     # Slopes of about 0.1: most actions stay inside [-1, 1], so that a push is w · slope.
     slope = 0.1 * jax.random.normal(jax.random.key(0), (2, 3))
-    learner, scales = Policy(flow=jnp.zeros((2, 3)), slope=slope), jnp.array([0.5, 4.0])
-    learners = {"policy": learner, "critic": learner, "scale": scales}
+    scales = jnp.array([0.5, 4.0])
+    learners = {"policy": Constant(jnp.zeros((2, 3))), "critic": Constant(slope)}
+    learners |= {"scale": calibration.Scale(scales)}
     assert {*calibration.AUTO.roles} == learners.keys()  # no other learner reaches `act`
     obs, noise = jnp.zeros((64, 2)), jax.random.normal(jax.random.key(1), (1, 64, 3))
     act = eqx.filter_jit(sample_actions)
@@ -224,7 +221,7 @@ def test_weight_of_a_run_follows_its_scale(run, pair):
     scales = []
     for i in range(2):
         policy, critic = of_seed((pair["policy"], pair["critic"]), i)
-        scale = guidance_scale(policy.velocity, critic.critic, batch.obs, batch.action, 10)
+        scale = guidance_scale(policy.bind(batch.obs), critic.bind(batch.obs), batch.action, 10)
         scales.append(float(scale))
     assert auto_weight(pair, record) == pytest.approx(AUTO * np.mean(scales), rel=1e-5)
     # Other roles, and their order, do not matter.

@@ -1,15 +1,24 @@
 """CFGRL: its two branches, what each learns, and what lies between and beyond them."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import Spy, batch_of, fit, normal, others as stand_ins
+from learning import Spy, batch_of, bound, fit, normal, others as stand_ins
 
 from qgf.config import Config, Spec
 from qgf.core.flow import euler
 from qgf.learners.cfgrl import CFGRL, NONE, POSITIVE
+from qgf.methods.table import METHODS
+
+
+def sample(learner, obs, noise, weight):
+    return METHODS["cfgrl"].act(
+        {"cfgrl": learner.bind(obs)}, noise, weight, learner.config.denoise_steps
+    )[0]
 
 
 @pytest.fixture
@@ -21,11 +30,11 @@ def learner():
 @pytest.mark.parametrize("weight, o", [(0.0, NONE), (1.0, POSITIVE)])
 def test_weights_0_and_1_are_the_branches_to_the_last_bit(weight, o, learner):
     obs, noise = normal(33, 3), normal(33, 4, seed=1)
-    branch = lambda obs, action, t: learner.branch(obs, action, t, o)  # noqa: E731
-    expected = jax.jit(lambda: euler(branch, obs, noise))()
-    actual = jax.jit(lambda weight: learner.sample(obs, noise, weight)[0])(jnp.full(33, weight))
+    branch = lambda action, t: learner.branch(obs, action, t, o)  # noqa: E731
+    expected = jax.jit(lambda: euler(branch, noise))()
+    actual = jax.jit(partial(sample, learner, obs, noise))(jnp.full(33, weight))
     assert actual.tobytes() == expected.tobytes()
-    other = learner.sample(obs, noise, jnp.full(33, 1 - weight))[0]
+    other = sample(learner, obs, noise, jnp.full(33, 1 - weight))
     assert abs(other - expected).max() > 0.01
 
 
@@ -36,7 +45,7 @@ def test_every_row_has_its_own_weight():
         lambda x: x.policy, learner, lambda obs, action, t: 0.2 + 0.1 * obs[:, 1:] + 0 * action
     )
     weights = jnp.array([0.0, 1.0, 0.5, 3.0, 9.0])
-    actual = learner.sample(jnp.zeros((5, 1)), jnp.zeros((5, 1)), weights)[0]
+    actual = sample(learner, jnp.zeros((5, 1)), jnp.zeros((5, 1)), weights)
     np.testing.assert_allclose(actual[:, 0], [0.1, 0.3, 0.2, 0.7, 1.0], rtol=1e-5)
 
 
@@ -45,7 +54,9 @@ def test_loss_equals_numpy(learner):
     batch = batch_of(normal(16, 3), jnp.asarray(random.uniform(-1, 1, (16, 4)), jnp.float32))
     v = batch.obs[:, 0]
     advantage = np.array([2.0, 0.0, 1e-3, -1.0] * 4, np.float32)
-    others = stand_ins(critic={"critic": lambda obs, action: v + advantage, "v": lambda obs: v})
+    others = stand_ins(
+        critic={"bind": lambda obs: lambda action: v + advantage, "v": lambda obs: v}
+    )
     # Unequal outputs of the branches tell them apart.
     spies = []
 
@@ -74,7 +85,7 @@ def test_times_follow_the_configuration():
     config = Config(width=4, depth=1, times="grid", denoise_steps=4)
     spy = Spy(lambda obs, action, t: action)
     learner = CFGRL.create(Spec(3, 2, 2), config, jax.random.key(0))
-    others = stand_ins(critic={"critic": lambda obs, action: obs[:, 0], "v": lambda obs: obs[:, 1]})
+    others = stand_ins(critic={"bind": bound(lambda obs, a: obs[:, 0]), "v": lambda obs: obs[:, 1]})
     batch = batch_of(normal(99, 3), normal(99, 4, seed=1))
     eqx.tree_at(lambda x: x.policy, learner, spy).loss(batch, jax.random.key(0), others)
     assert set(4 * spy.inputs[2]) == {0, 1, 2, 3, 4}
@@ -90,7 +101,7 @@ def test_branches_learn_the_better_actions_and_all():
 
     others = stand_ins(
         critic={
-            "critic": lambda obs, a: 3 - a[:, 0] * obs[:, 0],
+            "bind": bound(lambda obs, a: 3 - a[:, 0] * obs[:, 0]),
             "v": lambda obs: 3 + 0 * obs[:, 0],
         }
     )
@@ -100,7 +111,7 @@ def test_branches_learn_the_better_actions_and_all():
     learner = fit(learner, others, draw, steps=1500)
     for obs in (-1.0, 1.0):
         start = jnp.full((4000, 1), obs), normal(4000, 1)
-        none, positive = (learner.sample(*start, jnp.full(4000, w))[0] for w in (0.0, 1.0))
+        none, positive = (sample(learner, *start, jnp.full(4000, w)) for w in (0.0, 1.0))
         assert float(positive.mean()) == pytest.approx(-0.5 * obs, abs=0.03)
         assert float(positive.std()) == pytest.approx(0.1, abs=0.04)
         assert float((none > 0).mean()) == pytest.approx(0.5, abs=0.06)

@@ -79,7 +79,7 @@ def test_accuracy_equals_scipy():
 
 
 def test_every_seed_is_asked_for_its_own_chunks():
-    critic = SimpleNamespace(critic=lambda obs, action: obs[:, 0] + action[:, 0])
+    critic = SimpleNamespace(bind=lambda obs: lambda action: obs[:, 0] + action[:, 0])
     one, two = (
         _rollouts.Chunks(np.full((n, 1), x), np.zeros((n, 1)), np.arange(n, dtype=np.float32))
         for n, x in ((3, 1.0), (4, 5.0))
@@ -99,8 +99,8 @@ def test_the_averaged_critic_is_the_mean_of_the_same_networks():
     obs, action = jax.random.normal(jax.random.key(1), (2, 5, 3))[0], jnp.zeros((5, 2))
     changed = critics.averaged({"critic": critic, "policy": None})["critic"]
     both = np.asarray(critic.target_q(obs, action))
-    np.testing.assert_allclose(changed.critic(obs, action), both.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(critic.critic(obs, action), both.min(0), rtol=1e-6)
+    np.testing.assert_allclose(changed.bind(obs)(action), both.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(critic.bind(obs)(action), both.min(0), rtol=1e-6)
 
 
 def test_other_expectiles_are_trained_on_the_same_policy(tmp_path, monkeypatch):

@@ -45,9 +45,9 @@ def exact_noise(action, kept):
 def test_a_row_whose_prediction_is_infinite_or_nan_has_no_action():
     # At the last step alone; the clip of the clean action would hide what is infinite.
     odd = jnp.array([[0.0], [jnp.inf], [-jnp.inf], [jnp.nan]])
-    policy = lambda obs, action, step: jnp.where(step[:, None] == 1, odd, 0)  # noqa: E731
+    policy = lambda action, step: jnp.where(step[:, None] == 1, odd, 0)  # noqa: E731
     noise = jnp.zeros((STEPS + 1, 4, 1))
-    action, counts = ddpm_sample(policy, jnp.zeros((4, 0)), noise)
+    action, counts = ddpm_sample(policy, noise)
     assert action.tolist() == [[0.0]] * 4 and counts.tolist() == [0, FAILED, FAILED, FAILED]
 
 
@@ -70,15 +70,13 @@ def test_sampling_a_gaussian_reproduces_its_recursion():
         mean = gain * mean + offset
         variance = gain**2 * variance + (beta[k] if k > 1 else 0)
 
-    def policy(obs, action, step):
+    def policy(action, step):
         level = jnp.asarray(kept, jnp.float32)[step][:, None]
         scale = jnp.sqrt(1 - level) / (level * STD**2 + 1 - level)
         return scale * (action - jnp.sqrt(level) * MEAN)
 
     noise = jax.random.normal(jax.random.key(0), (STEPS + 1, 200_000, 1))
-    action = np.asarray(
-        jax.jit(lambda z: ddpm_sample(policy, jnp.zeros((200_000, 0)), z)[0])(noise)
-    )
+    action = np.asarray(jax.jit(lambda z: ddpm_sample(policy, z)[0])(noise))
     assert action.mean() == pytest.approx(mean, abs=2e-3)
     assert action.var() == pytest.approx(variance, rel=0.01)
     assert mean == pytest.approx(MEAN, abs=0.01)  # and ten steps come near the data
@@ -101,7 +99,8 @@ def test_sampling_equals_numpy_where_the_clip_acts():
         if k > 1:
             action = action + np.sqrt(beta[k]) * noise[i + 1]
     assert 0.2 < clipped < 0.9
-    actual = learner.sample(jnp.asarray(obs, jnp.float32), jnp.asarray(noise, jnp.float32))[0]
+    obs, noise = (jnp.asarray(x, jnp.float32) for x in (obs, noise))
+    actual = ddpm_sample(learner.bind(obs), noise)[0]
     np.testing.assert_allclose(actual, action, atol=2e-4)
     assert abs(actual).max() <= 1
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from learning import (
     batch_of,
+    bound,
     draw_gaussian,
     fit,
     gaussian_flow,
@@ -18,7 +19,13 @@ from learning import (
 )
 
 from qgf.config import Config, Spec
-from qgf.learners.distill import Distilled, remaining_flow, spread_starts
+from qgf.learners.distill import (
+    Distilled,
+    qgf_distill,
+    qgf_jacobian_distill,
+    remaining_flow,
+    spread_starts,
+)
 
 PEAK, CURVATURE = np.array([-0.2, 0.3]), np.array([1.0, 3.0])
 
@@ -27,7 +34,7 @@ def distilled(**settings):
     return Distilled.create(Spec(2, 2, 1), Config(width=32, depth=2, **settings), jax.random.key(0))
 
 
-def critic(obs, action):
+def critic(action):
     return -0.5 * (CURVATURE * jnp.square(action - PEAK)).sum(-1)
 
 
@@ -46,17 +53,18 @@ def test_starts_are_uniform(rows, steps):
 @pytest.mark.parametrize("rows, steps", [(64, 10), (8, 10), (7, 3), (1, 4)])
 def test_remaining_flow_equals_separate_rows(rows, steps):
     obs, action = 0.2 * normal(rows, 2), normal(rows, 2, seed=1)
-    flow = jax.jit(partial(remaining_flow, gaussian_velocity, steps=steps))
+    first = lambda rows: partial(gaussian_velocity, obs[:rows])  # noqa: E731
+    flow = jax.jit(partial(remaining_flow, first, steps=steps))
     for i in range(8):
         start = spread_starts(jax.random.key(i), rows, steps)
-        actual = flow(obs, action, start)
+        actual = flow(action, start)
         np.testing.assert_allclose(actual, gaussian_flow(obs, action, start, steps), atol=1e-5)
 
 
 def test_network_learns_the_remaining_flow():
     learner = distilled()
     draw = lambda key: draw_gaussian(key, 512)  # noqa: E731
-    others = stand_ins(policy={"velocity": gaussian_velocity})
+    others = stand_ins(policy={"bind": bound(gaussian_velocity)})
     trained = fit(learner, others, draw, steps=1500, rate=1e-2)
     batch, start = draw(jax.random.key(7)), np.arange(512) % 10
     t = jnp.asarray(start / 10, jnp.float32)
@@ -73,7 +81,7 @@ def test_loss_is_the_mean_squared_difference_to_the_path_s_remaining_flow():
     learner = eqx.tree_at(
         lambda x: x.mean_velocity, distilled(denoise_steps=2), lambda obs, a, t: jnp.ones_like(a)
     )
-    others = stand_ins(policy={"velocity": lambda obs, a, t: jnp.full_like(a, 3)})
+    others = stand_ins(policy={"bind": lambda obs: lambda a, t: jnp.full_like(a, 3)})
     batch = batch_of(normal(64, 2), normal(64, 2, seed=1))
     loss, _ = learner.loss(batch, jax.random.key(0), others)
     assert float(loss) == pytest.approx((4 + 1) / 2, rel=1e-5)
@@ -88,7 +96,7 @@ def test_loss_starts_on_the_flow_path():
 
     learner = eqx.tree_at(lambda x: x.mean_velocity, distilled(denoise_steps=4), spy)
     batch = batch_of(normal(4000, 2), jnp.full((4000, 2), 0.5))
-    others = stand_ins(policy={"velocity": gaussian_velocity})
+    others = stand_ins(policy={"bind": bound(gaussian_velocity)})
     learner.loss(batch, jax.random.key(0), others)
     noisy, t = seen
     assert sorted(set(4 * t)) == [0, 1, 2, 3]
@@ -110,8 +118,8 @@ def test_estimators_of_a_formula(through):
         lambda x: x.mean_velocity, distilled(), lambda obs, action, t: slope * action + obs
     )
     obs, action, t = normal(20, 2), normal(20, 2, seed=1), jnp.linspace(0, 1, 20)
-    estimator = learner.jacobian if through else learner.chain
-    v, g = estimator(gaussian_velocity, critic, obs, action, t, 10)
+    estimator = qgf_jacobian_distill if through else qgf_distill
+    v, g = estimator(learner.bind(obs), partial(gaussian_velocity, obs), critic, action, t, 10)
     np.testing.assert_array_equal(v, gaussian_velocity(obs, action, t))
     o, a, rest = (
         np.asarray(obs, float),

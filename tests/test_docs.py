@@ -31,7 +31,7 @@ def test_the_python_of_the_readme_runs(run):
     names = {}
     exec(own, names)
     actions = np.asarray(names["actions"])
-    plain = qgf.euler(names["velocity"], names["obs"], names["noise"])
+    plain = qgf.euler(names["v"], names["noise"])
     peak = abs(actions - 0.3).mean()
     assert actions.shape == (4, 2) and peak < abs(np.asarray(plain) - 0.3).mean()
     names["obs"] = np.zeros(qgf.load(run).spec.obs)

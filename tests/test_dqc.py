@@ -12,7 +12,6 @@ import ring
 from learning import normal
 
 from qgf.config import Config, Spec
-from qgf.core.critic import AtGoal
 from qgf.data.goals import FAR, GoalBatch
 from qgf.errors import UserError
 from qgf.learners.dqc import DQC
@@ -159,8 +158,8 @@ def test_the_critic_of_goals_and_its_gradient(aggregation, ensemble):
     def logit(action, obs=batch.obs, goal=batch.goal):
         return aggregate(members(learner.target_q, obs, goal, action), axis=0)
 
-    critic = learner.at(batch.goal).critic
-    sums = jax.jit(jax.value_and_grad(lambda a: critic(batch.obs, a).sum()))
+    critic = learner.bind(batch.obs, batch.goal)
+    sums = jax.jit(jax.value_and_grad(lambda a: critic(a).sum()))
     total, gradient = sums(batch.action)
     assert float(total) == pytest.approx(logit(batch.action).sum(), rel=1e-5)
     expected = reference.finite_differences(logit, batch.action)
@@ -168,8 +167,8 @@ def test_the_critic_of_goals_and_its_gradient(aggregation, ensemble):
     assert abs(expected).max() > 0.01
 
     # n samples of every row, as best-of-N lays them out: all rows, then all rows again.
-    obs, actions = jnp.tile(batch.obs, (3, 1)), normal(24, 6, seed=7)
-    values = eqx.filter_jit(AtGoal.critic)(learner.at(batch.goal), obs, actions)
+    actions = normal(24, 6, seed=7)
+    values = jax.jit(learner.bind(batch.obs, batch.goal, repeats=3))(actions)
     for i in range(24):
         row = slice(i % 8, i % 8 + 1)
         one = logit(actions[i : i + 1], batch.obs[row], batch.goal[row])

@@ -10,6 +10,7 @@ from learning import (
     STD,
     Spy,
     batch_of,
+    bound,
     draw_gaussian,
     fit,
     gaussian_velocity,
@@ -33,7 +34,7 @@ def edp(**settings):
 def test_velocity_is_the_flow_s_moved_along_the_slope_of_q(weight):
     # At every (s, a_t, t) the loss is λ/2 ‖v − (a_1 − a_0)‖² − (1 − t) SLOPE · v in two
     # dimensions, which is least at E[a_1 − a_0 | a_t] + (1 − t) SLOPE / λ.
-    others = stand_ins(critic={"critic": lambda obs, action: action @ SLOPE})
+    others = stand_ins(critic={"bind": lambda obs: lambda action: action @ SLOPE})
     draw = lambda key: draw_gaussian(key, 1024)  # noqa: E731
     learner = fit(edp(bc_weight=weight), others, draw, steps=1500, rate=1e-2)
     obs, noise = draw(jax.random.key(7)).obs, normal(1024, 2)
@@ -41,7 +42,7 @@ def test_velocity_is_the_flow_s_moved_along_the_slope_of_q(weight):
     noisy = (1 - t[:, None]) * noise + t[:, None] * (obs + STD * normal(1024, 2, seed=1))
     plain = gaussian_velocity(obs, noisy, t)
     shift = (1 - t[:, None]) * SLOPE / weight
-    actual = learner.velocity(obs, noisy, t)
+    actual = learner.bind(obs)(noisy, t)
     assert np.sqrt(np.square(actual - plain - shift).mean()) < 0.06
     np.testing.assert_allclose((actual - plain - shift).mean(0), 0, atol=0.02)
 
@@ -51,7 +52,7 @@ def test_loss_and_gradient_equal_numpy(settings, weight):
     learner = edp(**settings)
     q = Ensemble(2, 2, members=2, width=16, depth=2, key=jax.random.key(1))
     critic = lambda obs, action: aggregate(q(obs, action))  # noqa: E731
-    others, key = stand_ins(critic={"critic": critic}), jax.random.key(3)
+    others, key = stand_ins(critic={"bind": bound(critic)}), jax.random.key(3)
     batch = batch_of(normal(16, 2), jnp.clip(normal(16, 2, seed=1), -1, 1))
     spy = Spy(learner.policy)
     eqx.tree_at(lambda x: x.policy, learner, spy).loss(batch, key, others)
@@ -80,7 +81,7 @@ def test_loss_and_gradient_equal_numpy(settings, weight):
 def test_times_follow_the_configuration():
     learner, others = (
         edp(times="grid", denoise_steps=4),
-        stand_ins(critic={"critic": lambda obs, action: obs[:, 0]}),
+        stand_ins(critic={"bind": lambda obs: lambda action: obs[:, 0]}),
     )
     spy = Spy(lambda obs, action, t: action)
     batch = batch_of(normal(99, 2), normal(99, 2, seed=1))

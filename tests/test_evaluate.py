@@ -124,9 +124,8 @@ def test_episode_equals_a_loop_by_hand(run, fake):
     for turn in range(chunks):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(9), 5), turn)
         noise = jax.random.normal(key, (1, 25))
-        action = qgf.guided_sample(
-            policy.velocity, critic.critic, jnp.asarray(obs)[None], noise, 0.5
-        )
+        row = jnp.asarray(obs)[None]
+        action = qgf.guided_sample(policy.bind(row), critic.bind(row), noise, 0.5)
         obs, reward = fake_step(obs, np.asarray(action).reshape(5, 5))
         total += reward
     assert actual.total == pytest.approx(total, abs=1e-4)
@@ -306,6 +305,21 @@ def test_default_weight_is_that_of_the_networks_that_act(run, other_critic, fake
     assert earlier["checkpoint"] == 20
 
 
+def test_denoising_steps_are_chosen_for_an_evaluation(run, fake, tmp_path):
+    options = {"episodes": 2, "tune_episodes": 1, "slots": 4}
+    own, same, other = (
+        evaluate(run, (0.5,), denoise_steps=steps, **options) for steps in (None, 10, 3)
+    )
+    assert same == own | {"denoise_steps": 10}
+    assert other["bc"] != own["bc"] and other["weights"][1] != own["weights"][1]
+    assert {arm.steps for arm in chosen_arms(other)} == {3}
+    (tmp_path / "eval.json").write_text(json.dumps(other))
+    assert read_evaluation(tmp_path)["denoise_steps"] == 3
+    del other["denoise_steps"]  # as earlier versions wrote it
+    (tmp_path / "eval.json").write_text(json.dumps(other))
+    assert read_evaluation(tmp_path)["denoise_steps"] is None
+
+
 def test_data_that_were_moved_are_named(run, data, fake, tmp_path):
     options = {"episodes": 1, "tune_episodes": 1, "slots": 4}
     copied = shutil.copytree(run, tmp_path / "run")
@@ -389,7 +403,7 @@ def played(monkeypatch, run, tmp_path):
 def test_the_command_passes_everything_on(played, run, tmp_path):
     folder, film, critic = played["run"], tmp_path / "a.mp4", run
     options = "--method qgf bfn --weights 0.1 0.2 --best-of 3 --episodes 7 --tune-episodes 5"
-    more = "--workers 3 --slots 4 --seed 6 --checkpoint 20 --data d"
+    more = "--workers 3 --slots 4 --seed 6 --checkpoint 20 --data d --denoise-steps 7"
     argv = ["eval", str(folder), *options.split(), *more.split()]
     main([*argv, "--critic", str(critic), "--video", str(film), "--json", str(tmp_path / "j")])
     assert played["evaluate"] == (
@@ -397,7 +411,7 @@ def test_the_command_passes_everything_on(played, run, tmp_path):
         {
             **{"methods": ("qgf", "bfn"), "critic": critic, "episodes": 7, "tune_episodes": 5},
             **{"best_of": (3,), "workers": 3, "slots": 4, "seed": 6, "checkpoint": "20"},
-            **{"data": Path("d")},
+            **{"data": Path("d"), "denoise_steps": 7},
         },
     )
     assert played["check"] == (TASK, film)

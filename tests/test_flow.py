@@ -1,5 +1,7 @@
 """Flow matching and Euler integration against distributions that are known."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,20 @@ import numpy as np
 import optax
 import pytest
 
-from qgf.core.flow import FAILED, FlowPolicy, bounded, euler, euler_counting, flow_matching_loss
+from qgf.core.flow import (
+    FAILED,
+    FlowPolicy,
+    bounded,
+    euler,
+    euler_counting,
+    flow_matching_loss,
+    reversed_time,
+)
 
 MEAN, STD = np.array([0.1, -0.2]), np.array([0.2, 0.05])
 
 
-def gaussian_velocity(obs, action, t):
+def gaussian_velocity(action, t):
     """The exact velocity whose flow carries N(0, I) to N(MEAN, STD²)."""
     t = t[:, None]
     slope = (t * STD**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * STD**2)
@@ -23,7 +33,7 @@ def test_euler_of_a_gaussian_approaches_its_exact_map():
     noise = jnp.asarray(np.random.default_rng(0).uniform(-2, 2, (50, 2)), jnp.float32)
     exact = MEAN + STD * np.asarray(noise)
     errors = [
-        abs(euler(gaussian_velocity, jnp.zeros((50, 1)), noise, steps=steps) - exact).max()
+        abs(euler(gaussian_velocity, noise, steps=steps) - exact).max()
         for steps in (10, 40, 160, 640)
     ]
     ratios = np.divide(errors[:-1], errors[1:])
@@ -31,10 +41,27 @@ def test_euler_of_a_gaussian_approaches_its_exact_map():
     assert ((ratios > 3) & (ratios < 5)).all()  # first order: four times the steps
 
 
+def test_a_flow_whose_time_runs_from_action_to_noise_is_turned():
+    """As LeRobot has it: a_t = t a_noise + (1 − t) a_action, and a_noise − a_action is learned."""
+
+    def learned(action, t):
+        """E[a_noise − a_action | a_t] of N(MEAN, STD²), a regression on a_t."""
+        t = t[:, None]
+        slope = (t - (1 - t) * STD**2) / (t**2 + (1 - t) ** 2 * STD**2)
+        return slope * (action - (1 - t) * MEAN) - MEAN
+
+    noise = jnp.asarray(np.random.default_rng(0).uniform(-2, 2, (50, 2)), jnp.float32)
+    actual = euler(reversed_time(learned), noise, steps=640)
+    np.testing.assert_allclose(actual, MEAN + STD * np.asarray(noise), atol=2e-3)
+    t = jnp.linspace(0, 1, 50)
+    turned = reversed_time(learned)(noise, t)
+    np.testing.assert_allclose(turned, gaussian_velocity(noise, t), rtol=1e-4, atol=1e-5)
+
+
 def test_euler_by_hand_takes_the_left_ends_and_clips():
     obs = jnp.array([[0.1], [5.0]])
     start = jnp.array([[0.2], [0.0]])
-    actual = euler(lambda obs, action, t: obs + t[:, None] ** 2, obs, start, steps=4)
+    actual = euler(lambda action, t: obs + t[:, None] ** 2, start, steps=4)
     # 0.2 + 0.1 + the mean of 0, 1/16, 1/4 and 9/16
     np.testing.assert_allclose(actual, [[0.51875], [1.0]], rtol=1e-6)
 
@@ -50,11 +77,11 @@ def test_euler_in_jit_marks_the_rows_whose_velocity_was_not_finite():
     # From the middle on, the velocity of rows 1 and 2 is NaN and infinite, then finite again.
     broken = jnp.array([[0.0], [jnp.nan], [jnp.inf]])
 
-    def velocity(obs, action, t):
-        return jnp.where(t[:, None] == 0.5, broken, 0) + obs
+    def velocity(action, t):
+        return jnp.where(t[:, None] == 0.5, broken, 0) + 0.5
 
     start = jnp.array([[0.25], [0.25], [0.25]])
-    sample = lambda run: jax.jit(lambda z: run(velocity, 0 * z + 0.5, z, steps=4))(start)  # noqa: E731
+    sample = lambda run: jax.jit(lambda z: run(velocity, z, steps=4))(start)  # noqa: E731
     assert sample(euler).tolist() == [[0.75], [0.0], [0.0]]
     actions, counts = sample(euler_counting)
     assert actions.tolist() == [[0.75], [0.0], [0.0]] and counts.tolist() == [0, FAILED, FAILED]
@@ -63,12 +90,12 @@ def test_euler_in_jit_marks_the_rows_whose_velocity_was_not_finite():
 def seen_by_velocity(action, **settings):
     seen = {}
 
-    def velocity(obs, noisy, t):
+    def velocity(noisy, t):
         seen.update(noisy=np.asarray(noisy, np.float64), t=np.asarray(t, np.float64))
         return obs
 
     obs = jnp.linspace(-1, 1, action.size).reshape(action.shape)
-    loss = flow_matching_loss(velocity, obs, action, jax.random.key(0), **settings)
+    loss = flow_matching_loss(velocity, action, jax.random.key(0), **settings)
     return float(loss), np.asarray(obs), seen["noisy"], seen["t"]
 
 
@@ -129,7 +156,9 @@ def test_flow_matching_recovers_a_mixture():
     def update(carry, key):
         policy, state = carry
         data_key, loss_key = jax.random.split(key)
-        gradient = jax.grad(lambda p: flow_matching_loss(p, *draw(data_key, 512), loss_key))(policy)
+        obs, action = draw(data_key, 512)
+        loss = lambda p: flow_matching_loss(partial(p, obs), action, loss_key)  # noqa: E731
+        gradient = jax.grad(loss)(policy)
         updates, state = optimizer.update(gradient, state)
         return (eqx.apply_updates(policy, updates), state), None
 
@@ -139,7 +168,7 @@ def test_flow_matching_recovers_a_mixture():
     )
     for obs, (share, means, stds) in MIXTURES.items():
         noise = jax.random.normal(jax.random.key(2), (20000, 1))
-        actions = np.asarray(euler(policy, jnp.full((20000, 1), obs), noise, steps=50))
+        actions = np.asarray(euler(partial(policy, jnp.full((20000, 1), obs)), noise, steps=50))
         first = actions < np.mean(means)
         assert first.mean() == pytest.approx(share, abs=0.03)
         for mode, mean, std in zip((first, ~first), means, stds, strict=True):

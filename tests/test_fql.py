@@ -9,6 +9,7 @@ import reference
 from learning import (
     Spy,
     batch_of,
+    bound,
     draw_gaussian,
     fit,
     gaussian_flow,
@@ -20,6 +21,7 @@ from learning import (
 from qgf.config import Config, Spec
 from qgf.core.critic import Ensemble
 from qgf.learners.fql import FQL
+from qgf.methods.table import METHODS
 
 SLOPES = np.array([[2.0, 0.0], [0.0, -1.0]])  # Q_i(s, a) = SLOPES_i · a
 
@@ -32,16 +34,21 @@ def fql(**settings):
 def test_actor_is_the_flow_moved_along_the_slope_of_q(weight):
     # The loss is α/2 ‖ω − ODE‖² − c · ω in two dimensions, with c the mean of the slopes.
     others = stand_ins(
-        policy={"velocity": gaussian_velocity}, critic={"q": lambda obs, action: SLOPES @ action.T}
+        policy={"bind": bound(gaussian_velocity)},
+        critic={"q": lambda obs, action: SLOPES @ action.T},
     )
     learner = fit(fql(bc_weight=weight), others, draw_gaussian, steps=1500, rate=1e-2)
     obs, noise = draw_gaussian(jax.random.key(7)).obs, normal(256, 2)
     shift = SLOPES.mean(0) / weight
     expected = gaussian_flow(obs, noise, np.zeros(256), 10) + shift
-    actual = learner.sample(obs, noise)[0]
+    actual = act(learner, obs, noise)
     assert abs(expected).max() < 1
     assert np.sqrt(np.square(actual - expected).mean()) < 0.01
     np.testing.assert_allclose((actual - expected).mean(0), 0, atol=0.005)
+
+
+def act(learner, obs, noise):
+    return METHODS["fql"].act({"fql": learner.bind(obs)}, noise, jnp.zeros(len(noise)), 10)[0]
 
 
 def reference_loss(actor, q, obs, noise, flow, weight):
@@ -59,7 +66,7 @@ def test_loss_and_gradient_equal_numpy(settings, weight):
     )
     # Some flows leave [-1, 1], as do some of the actor's actions.
     velocity = lambda obs, action, t: 3 * gaussian_velocity(obs, action, t)  # noqa: E731
-    others = stand_ins(policy={"velocity": velocity}, critic={"q": q, "target_q": target_q})
+    others = stand_ins(policy={"bind": bound(velocity)}, critic={"q": q, "target_q": target_q})
     batch, key = batch_of(2 * normal(16, 2), normal(16, 2, seed=1)), jax.random.key(3)
     spy = Spy(learner.actor)
     eqx.tree_at(lambda x: x.actor, learner, spy).loss(batch, key, others)
@@ -83,5 +90,5 @@ def test_loss_and_gradient_equal_numpy(settings, weight):
 
 def test_sample_clips():
     learner = eqx.tree_at(lambda x: x.actor, fql(), lambda obs, noise: obs + 3 * noise)
-    actual = learner.sample(jnp.full((1, 2), 0.2), jnp.array([[0.1, -1.0]]))[0]
+    actual = act(learner, jnp.full((1, 2), 0.2), jnp.array([[0.1, -1.0]]))
     np.testing.assert_allclose(actual, [[0.5, -1.0]], rtol=1e-6)

@@ -71,7 +71,7 @@ def test_loss_equals_numpy(aggregation, ensemble, discount):
     loss, metrics = eqx.filter_jit(lambda x: x.loss(batch, KEY, {}))(learner)
     assert {k: float(m) for k, m in metrics.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert float(loss) == pytest.approx(expected["critic_loss"] + expected["value_loss"], rel=1e-4)
-    critic = learner.at(batch.goal).critic(batch.obs, batch.action)
+    critic = learner.bind(batch.obs, batch.goal)(batch.action)
     np.testing.assert_allclose(critic, aggregate(target_q, axis=0), atol=1e-5)
 
 
@@ -93,8 +93,8 @@ def test_each_loss_trains_one_network_alone():
 
 def test_gradient_for_samplers_equals_finite_differences():
     learner, batch = example()
-    critic = learner.at(batch.goal).critic
-    gradient = jax.jit(jax.grad(lambda a: critic(batch.obs, a).sum()))(batch.action)
+    critic = learner.bind(batch.obs, batch.goal)
+    gradient = jax.jit(jax.grad(lambda a: critic(a).sum()))(batch.action)
     q = lambda a: members(learner.target_q, batch.obs, batch.goal, a).min(0)  # noqa: E731
     expected = reference.finite_differences(q, batch.action)
     np.testing.assert_allclose(gradient, expected, atol=1e-4)

@@ -57,6 +57,11 @@ def critic(obs, action):
     return -0.5 * jnp.einsum("bi,ij,bj->b", away, CURVATURE, away)
 
 
+def at(obs, *functions):
+    """The velocity and the critic above, or others, bound to observations."""
+    return [partial(function, obs) for function in functions or (velocity, critic)]
+
+
 def closed_form(name, obs, action, k, steps=STEPS):
     """v and g for one row after k of `steps` Euler steps; every map in them is affine."""
     mean, one, t = MEAN + obs, np.eye(3), k / steps
@@ -104,11 +109,11 @@ def formula_sampler(name, steps=STEPS):
     """Sampling with the formulas above, the critic scaled, with an extra slope for each row."""
 
     def sample(obs, noise, weight, scale, extra):
-        def q(obs, action):
+        def q(action):
             return scale * critic(obs, action) + jnp.where(extra == 0, 0, extra * action[:, 0])
 
         return guided_sample_counting(
-            velocity, q, obs, noise, weight, steps=steps, estimator=ESTIMATORS[name]
+            partial(velocity, obs), q, noise, weight, steps=steps, estimator=ESTIMATORS[name]
         )
 
     jitted = jax.jit(sample)
@@ -130,10 +135,10 @@ def start():
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_gaussian_policy_and_quadratic_critic_in_closed_form(name, start):
     obs, action = start[0], 0.5 * start[1]
-    estimate = jax.jit(partial(ESTIMATORS[name], velocity, critic), static_argnums=3)
+    estimate = jax.jit(partial(ESTIMATORS[name], *at(obs)), static_argnums=2)
     for k in range(STEPS):
         expected = rows(partial(closed_form, name, k=k), obs, action)
-        actual = estimate(obs, action, jnp.full(20, k / STEPS), STEPS)
+        actual = estimate(action, jnp.full(20, k / STEPS), STEPS)
         for x, y in zip(actual, zip(*expected, strict=True), strict=True):
             assert_close(x, y)
 
@@ -151,13 +156,13 @@ def test_guided_actions_in_closed_form_with_a_weight_for_every_row(name, steps, 
 
 def test_one_weight_for_all_rows(start):
     expected = rows(partial(closed_form_sample, "qgf", weight=0.5), *start)
-    assert_close(guided_sample(velocity, critic, *start, 0.5), expected)
+    assert_close(guided_sample(*at(start[0]), start[1], 0.5), expected)
 
 
 def test_estimators_differ(start):
     t = jnp.full(20, 0.3)
     g = [
-        jax.jit(partial(f, velocity, critic), static_argnums=3)(*start, t, STEPS)[1]
+        jax.jit(partial(f, *at(start[0])), static_argnums=2)(start[1], t, STEPS)[1]
         for name, f in ESTIMATORS.items()
         if name != "qgf-jacobian-smooth"  # equals qgf-jacobian where that is constant
     ]
@@ -167,7 +172,7 @@ def test_estimators_differ(start):
 
 def test_guidance_raises_q(start):
     weights = (0.0, 0.3, 1.0, 3.0)
-    q = [float(critic(None, guided_sample(velocity, critic, *start, w)).mean()) for w in weights]
+    q = [float(critic(None, guided_sample(*at(start[0]), start[1], w)).mean()) for w in weights]
     assert sorted(q) == q and q[-1] > q[0] + 0.01
 
 
@@ -224,12 +229,16 @@ def test_networks_against_finite_differences(name):
     random = np.random.default_rng(0)
     obs = random.uniform(-1, 1, (6, 11)).astype(np.float32)
     action = random.uniform(-1, 1, (6, 10)).astype(np.float32)
-    estimate = jax.jit(partial(ESTIMATORS[name], policy, q), static_argnums=3)
+    estimate = jax.jit(
+        partial(ESTIMATORS[name], *at(jnp.asarray(obs), policy, q)), static_argnums=2
+    )
     for k in (0, 2, 3):
-        inputs = jnp.asarray(obs), jnp.asarray(action), jnp.full(6, k / 4)
+        inputs = jnp.asarray(action), jnp.full(6, k / 4)
         actual = estimate(*inputs, 4)
         expected = rows(partial(naive, name, policy, ensemble, k=k, steps=4), obs, action)
-        np.testing.assert_allclose(actual[0], policy(*inputs), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            actual[0], policy(jnp.asarray(obs), *inputs), rtol=1e-4, atol=1e-5
+        )
         np.testing.assert_allclose(actual[1], expected, rtol=1e-3, atol=1e-4)
     assert (abs(action + (1 - k / 4) * np.asarray(actual[0])) > 1).any()  # some are clipped
 
@@ -241,14 +250,15 @@ def test_smooth_averages_the_jacobian_around_the_action():
     action = jnp.asarray(random.uniform(-0.5, 0.5, (3, 10)), jnp.float32)
     t, points = jnp.full(3, 0.25), []
 
-    def recorded(obs, action, t):
+    def recorded(action, t):
         jax.debug.callback(points.append, action)
         return policy(obs, action, t)
 
-    estimate = partial(qgf_jacobian_smooth, recorded, q, steps=4, samples=400, scale=0.02)
-    v, g = jax.jit(estimate)(obs, action, t)
+    critic = partial(q, obs)
+    estimate = partial(qgf_jacobian_smooth, recorded, critic, steps=4, samples=400, scale=0.02)
+    v, g = jax.jit(estimate)(action, t)
     jax.effects_barrier()
-    around = np.concatenate([p for p in points if len(p) > 3]).reshape(400, 3, 10)
+    around = np.stack([p for p in points if abs(p - action).max() > 1e-6])
     moved = around - np.asarray(action)
     np.testing.assert_allclose(moved, np.broadcast_to(moved[:, :1], moved.shape), atol=1e-6)
     assert abs(moved[:, 0].std(0) / 0.02 - 1).max() < 0.15
@@ -260,28 +270,27 @@ def test_smooth_averages_the_jacobian_around_the_action():
     @jax.jit
     def expected():
         jacobian = jax.vmap(jax.vmap(jax.jacobian(one_step, 1)), (None, 0))(obs, around).mean(0)
-        return jnp.einsum("bi,bij->bj", q_gradient(q, obs, one_step_clean(action, v, t)), jacobian)
+        return jnp.einsum("bi,bij->bj", q_gradient(critic, one_step_clean(action, v, t)), jacobian)
 
     np.testing.assert_allclose(g, expected(), rtol=1e-4, atol=1e-5)
 
 
 def test_smooth_does_not_depend_on_the_batch_or_the_call():
-    bent = lambda obs, action, t: jnp.sin(3 * action) * action[:, ::-1]  # noqa: E731
-    smooth = partial(ESTIMATORS["qgf-jacobian-smooth"], bent, critic, steps=4)
+    bent = lambda action, t: jnp.sin(3 * action) * action[:, ::-1]  # noqa: E731
+    smooth = partial(ESTIMATORS["qgf-jacobian-smooth"], bent, partial(critic, None), steps=4)
     random = np.random.default_rng(0)
     action = jnp.asarray(random.uniform(-0.4, 0.4, (5, 3)), jnp.float32)
-    obs = jnp.zeros((5, 3))
-    together = smooth(obs, action, jnp.zeros(5))[1]
-    again = smooth(obs[3:4], action[3:4], jnp.zeros(1))[1]
+    together = smooth(action, jnp.zeros(5))[1]
+    again = smooth(action[3:4], jnp.zeros(1))[1]
     np.testing.assert_allclose(again[0], together[3], rtol=1e-5)
-    unsmoothed = ESTIMATORS["qgf-jacobian"](bent, critic, obs, action, jnp.zeros(5), 4)[1]
+    unsmoothed = ESTIMATORS["qgf-jacobian"](bent, partial(critic, None), action, jnp.zeros(5), 4)[1]
     assert abs(unsmoothed - together).max() > 1e-3
 
 
 def test_regularized_lies_between_the_jacobian_and_the_identity(start):
     @partial(jax.jit, static_argnums=0)
     def estimate(identity):
-        inputs = velocity, critic, *start, jnp.full(20, 0.3), STEPS
+        inputs = *at(start[0]), start[1], jnp.full(20, 0.3), STEPS
         return qgf_jacobian_regularized(*inputs, identity=identity)[1]
 
     expected = {
@@ -295,7 +304,8 @@ def test_regularized_lies_between_the_jacobian_and_the_identity(start):
 
 @functools.cache
 def network_sampler():
-    return eqx.filter_jit(partial(guided_sample, *networks()[:2], steps=4))
+    functions = networks()[:2]
+    return eqx.filter_jit(lambda obs, *rest: guided_sample(*at(obs, *functions), *rest, steps=4))
 
 
 @pytest.mark.bit_exact
@@ -303,7 +313,10 @@ def network_sampler():
 def test_weight_0_is_the_policy_to_the_last_bit(rows):
     obs = jax.random.normal(jax.random.key(2), (rows, 11))
     noise = jax.random.normal(jax.random.key(3), (rows, 10))
-    plain = eqx.filter_jit(partial(euler, networks()[0], steps=4))(obs, noise)
+    policy = networks()[0]
+    plain = eqx.filter_jit(lambda obs, noise: euler(partial(policy, obs), noise, steps=4))(
+        obs, noise
+    )
     assert network_sampler()(obs, noise, jnp.zeros(rows)).tobytes() == plain.tobytes()
     assert abs(network_sampler()(obs, noise, jnp.full(rows, 0.1)) - plain).max() > 1e-4
 
@@ -311,7 +324,7 @@ def test_weight_0_is_the_policy_to_the_last_bit(rows):
 @pytest.mark.bit_exact
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_weight_0_of_a_formula_is_the_policy_to_the_last_bit(name, start):
-    plain = jax.jit(partial(euler, velocity))(*start)
+    plain = jax.jit(lambda obs, noise: euler(partial(velocity, obs), noise))(*start)
     actions, unguided = formula_sampler(name)(*start, 0.0)
     assert actions.tobytes() == plain.tobytes() and unguided.tolist() == [0] * 20
 
@@ -343,11 +356,10 @@ def test_a_weight_for_every_row_equals_separate_calls():
     ],
 )
 def test_what_the_clip_does(name, first):
-    obs, action = jnp.zeros((1, 1)), jnp.array([[3.0, 0.5]])
+    action = jnp.array([[3.0, 0.5]])
     v, g = ESTIMATORS[name](
-        lambda obs, action, t: jnp.zeros_like(action) - jnp.array([1.0, 0.0]),
-        lambda obs, action: -jnp.square(action).sum(-1),
-        obs,
+        lambda action, t: jnp.zeros_like(action) - jnp.array([1.0, 0.0]),
+        lambda action: -jnp.square(action).sum(-1),
         action,
         jnp.zeros(1),
         1,
@@ -359,9 +371,8 @@ def test_what_the_clip_does(name, first):
 def test_the_pushed_action_is_clipped_only_at_the_end():
     # From 3 - 1 = 2 by 1.5 · (-1), the slope of -(a - ½)² at 1.
     actual = guided_sample(
-        lambda obs, action, t: -jnp.ones_like(action),
-        lambda obs, action: -jnp.square(action - 0.5).sum(-1),
-        jnp.zeros((2, 1)),
+        lambda action, t: -jnp.ones_like(action),
+        lambda action: -jnp.square(action - 0.5).sum(-1),
         jnp.array([[3.0], [3.0]]),
         jnp.array([1.5, 0.9]),
         steps=1,
@@ -381,12 +392,11 @@ def test_ortho_of_a_singular_jacobian_is_orthogonal_and_finite(rank):
     keep = np.diag(np.arange(3) < rank).astype(np.float32)
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].astype(np.float32)
     a = jnp.asarray(turn @ keep @ turn.T - np.eye(3, dtype=np.float32))
-    obs, action = jnp.zeros((4, 1)), jnp.asarray(np.full((4, 3), 0.3, np.float32))
+    action = jnp.asarray(np.full((4, 3), 0.3, np.float32))
     slopes = jnp.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
     _, g = ESTIMATORS["qgf-jacobian-ortho"](
-        lambda obs, action, t: action @ a.T,
-        lambda obs, action: (slopes * action).sum(-1),
-        obs,
+        lambda action, t: action @ a.T,
+        lambda action: (slopes * action).sum(-1),
         action,
         jnp.zeros(4),
         STEPS,
@@ -400,7 +410,8 @@ def test_ortho_of_a_singular_jacobian_is_orthogonal_and_finite(rank):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_zero_gradient_does_not_push(name, start):
     actions, unguided = formula_sampler(name)(*start, 5.0, scale=0.0)
-    np.testing.assert_allclose(actions, euler(velocity, *start), atol=1e-6)
+    plain = euler(partial(velocity, start[0]), start[1])
+    np.testing.assert_allclose(actions, plain, atol=1e-6)
     assert unguided.tolist() == [0] * 20
 
 
@@ -418,13 +429,13 @@ def test_a_gradient_that_is_not_finite_leaves_its_row_unguided_and_is_counted(na
 
 def test_only_the_steps_without_a_gradient_are_unguided_and_counted():
     # The critic's slope is 1, but NaN (0 · ∞ and beyond) from 1 on.
-    def ends(obs, action):
+    def ends(action):
         return jnp.sqrt(1 - action[:, 0]) * 0 + action[:, 0]
 
-    up = lambda obs, action, t: jnp.full_like(action, 0.5)  # noqa: E731
+    up = lambda action, t: jnp.full_like(action, 0.5)  # noqa: E731
     start = jnp.array([[0.0], [-0.4]])
     actions, unguided = guided_sample_counting(
-        up, ends, jnp.zeros((2, 1)), start, 1.0, steps=4, estimator=ESTIMATORS["qgf"]
+        up, ends, start, 1.0, steps=4, estimator=ESTIMATORS["qgf"]
     )
     # Row 0: clean actions 0.5, 0.75, 1: the third gradient is NaN, and so is the fourth.
     # Row 1: 0.1, 0.35, 0.6, 0.85.
@@ -462,20 +473,20 @@ def test_outside_jit_rows_without_an_action_are_named(start):
     line = r"no action for row 3, 4, 5, 6, 7 and 2 more: the velocity became NaN or infinite"
     for weight in (0.0, 0.5):
         with pytest.raises(UserError, match=line):
-            guided_sample(velocity, critic, poisoned, noise, weight)
+            guided_sample(*at(poisoned), noise, weight)
     with pytest.raises(UserError, match=line):
-        euler(velocity, poisoned, noise)
-    actions, counts = guided_sample_counting(velocity, critic, poisoned, noise, 0.5)
+        euler(partial(velocity, poisoned), noise)
+    actions, counts = guided_sample_counting(*at(poisoned), noise, 0.5)
     assert counts.tolist() == [0] * 3 + [FAILED] * 7 + [0] * 10 and jnp.isfinite(actions).all()
 
 
 def test_a_row_that_overflows_on_its_way_fails():
     # Twice half the largest number, then back: every velocity is finite, the action is not.
-    fast = lambda obs, action, t: jnp.where(t[:, None] < 0.5, 1.0, -1.0) * obs  # noqa: E731
     largest = jnp.full((2, 1), 3e38).at[0].set(0.1)
+    fast = lambda action, t: jnp.where(t[:, None] < 0.5, 1.0, -1.0) * largest  # noqa: E731
     noise = jnp.array([[0.5], [3e38]])
-    sample = jax.jit(partial(guided_sample_counting, fast, critic, steps=2))
-    actions, counts = sample(largest, noise, 0.0)
+    sample = jax.jit(partial(guided_sample_counting, fast, partial(critic, None), steps=2))
+    actions, counts = sample(noise, 0.0)
     assert actions.tolist() == [[0.5], [0.0]] and counts.tolist() == [0, FAILED]
 
 
@@ -498,9 +509,8 @@ def in_trees(estimator):
 
     def sample(obs, noise, weight, extra):
         tree = {"state": obs, "image": jnp.zeros((len(obs), 2, 2)), "extra": extra}
-        return guided_sample_counting(
-            v, q, tree, noise.reshape(-1, 3, 1), weight, steps=STEPS, estimator=estimator
-        )
+        functions, noise = at(tree, v, q), noise.reshape(-1, 3, 1)
+        return guided_sample_counting(*functions, noise, weight, steps=STEPS, estimator=estimator)
 
     return sample
 
@@ -533,9 +543,9 @@ def mixed(estimator, dtype):
         action, t = action.astype(dtype), t.astype(dtype)[:, None]
         return obs.astype(dtype) - (0.5 + t) * action
 
-    q = lambda obs, action: -jnp.square(action.astype(dtype) - 0.3).sum(-1)  # noqa: E731
+    q = lambda action: -jnp.square(action.astype(dtype) - 0.3).sum(-1)  # noqa: E731
     return lambda obs, noise, weight: guided_sample_counting(
-        v, q, obs, noise, weight, estimator=estimator
+        partial(v, obs), q, noise, weight, estimator=estimator
     )
 
 
@@ -572,16 +582,16 @@ def test_sampling_goes_on_in_the_dtype_of_the_noise(name, dtype, other, toleranc
 
 def test_flow_times_are_told_apart_whatever_the_noise():
     # At one of 300 times the velocity is not 0; bfloat16 has 129 numbers from ½ to 1.
-    at = np.float32(257 / 300)
-    once = lambda obs, action, t: jnp.where(t[:, None] == at, 150.0, 0.0)  # noqa: E731
+    time = np.float32(257 / 300)
+    once = lambda action, t: jnp.where(t[:, None] == time, 150.0, 0.0)  # noqa: E731
     noise = jnp.zeros((2, 1), jnp.bfloat16)
-    assert euler(once, noise, noise, steps=300).tolist() == [[0.5], [0.5]]
+    assert euler(once, noise, steps=300).tolist() == [[0.5], [0.5]]
 
 
 def test_no_rows(start):
     obs, noise = (x[:0] for x in start)
     for estimator in (ESTIMATORS["qgf"], ESTIMATORS["bptt"]):
-        assert guided_sample(velocity, critic, obs, noise, 0.5, estimator=estimator).shape == (0, 3)
+        assert guided_sample(*at(obs), noise, 0.5, estimator=estimator).shape == (0, 3)
 
 
 SHAPED = np.zeros((2, 3), np.float32)
@@ -629,29 +639,28 @@ SHAPED = np.zeros((2, 3), np.float32)
         ({"noise": np.float32(1)}, r"got float32 of shape \(\)"),
         ({"noise": "noise"}, "^noise must be an array, got str"),
         ({"noise": SHAPED + np.array([[0], [np.nan]])}, "^noise must be finite, but row 1 is not"),
-        ({"obs": {"a": SHAPED, "b": SHAPED[:1]}}, r"an array of 2 rows, .* got shape \(1, 3\)"),
-        ({"obs": [1.0, 2.0]}, "an array of 2 rows, .* got float"),
         (
-            {"velocity": lambda o, a, t: a[:, :2]},
+            {"velocity": lambda a, t: a[:, :2]},
             r"^the velocity must give .* got float32 of shape",
         ),
-        ({"velocity": lambda o, a, t: 0.0}, "^the velocity must give .* got float"),
-        ({"velocity": lambda o, a, t: a + 1j}, "^the velocity must give .* got complex64"),
+        ({"velocity": lambda a, t: 0.0}, "^the velocity must give .* got float"),
+        ({"velocity": lambda a, t: a + 1j}, "^the velocity must give .* got complex64"),
         (
-            {"critic": lambda o, a: a.sum()},
+            {"critic": lambda a: a.sum()},
             r"^the critic must give .* \(2,\), got float32 of .* \(\)",
         ),
-        ({"critic": lambda o, a: a}, r"^the critic must give .* got float32 of shape \(2, 3\)"),
-        ({"critic": lambda o, a: a.sum(-1).astype(int)}, "^the critic must give .* got int32"),
+        ({"critic": lambda a: a}, r"^the critic must give .* got float32 of shape \(2, 3\)"),
+        ({"critic": lambda a: a.sum(-1).astype(int)}, "^the critic must give .* got int32"),
         (
-            {"estimator": lambda v, q, o, a, t, n: (a, a.sum(-1))},
+            {"estimator": lambda v, q, a, t, n: (a, a.sum(-1))},
             r"^the estimator must give .* got float32 of shape \(2,\)",
         ),
     ],
 )
 def test_unfit_arguments(change, message):
     arguments = {
-        **{"velocity": velocity, "critic": critic, "obs": SHAPED, "noise": SHAPED, "weight": 1.0},
+        **dict(zip(("velocity", "critic"), at(SHAPED), strict=True)),
+        **{"noise": SHAPED, "weight": 1.0},
         **change,
     }
     with pytest.raises(UserError, match=message) as found:
@@ -660,10 +669,10 @@ def test_unfit_arguments(change, message):
 
 
 def test_weights_and_steps_that_fit(start):
-    below = guided_sample(velocity, critic, *start, -0.5)
+    below = guided_sample(*at(start[0]), start[1], -0.5)
     assert_close(below, rows(partial(closed_form_sample, "qgf", weight=-0.5), *start))
     sample = reference.undecorated(guided_sample_counting)
-    whole = sample(velocity, critic, *start, np.int32(1), steps=np.int64(2))
+    whole = sample(*at(start[0]), start[1], np.int32(1), steps=np.int64(2))
     assert_close(whole[0], rows(partial(closed_form_sample, "qgf", weight=1, steps=2), *start))
 
 
@@ -673,27 +682,27 @@ def test_a_push_too_large_for_the_next_velocity_is_unguided_and_counted(size, we
     obs = jax.random.normal(jax.random.key(2), (2, 11))
     noise = jax.random.normal(jax.random.key(3), (2, 10))
     row = jnp.array([size, 0.1])
-    steep = lambda obs, action: row * action[:, 0]  # noqa: E731
-    sample = eqx.filter_jit(partial(guided_sample_counting, policy, steep))
-    actual, unguided = sample(obs, noise, jnp.full(2, weight))
-    plain = euler(policy, obs, noise)
+    steep = lambda action: row * action[:, 0]  # noqa: E731
+    sample = eqx.filter_jit(partial(guided_sample_counting, partial(policy, obs), steep))
+    actual, unguided = sample(noise, jnp.full(2, weight))
+    plain = euler(partial(policy, obs), noise)
     np.testing.assert_allclose(actual[0], plain[0], atol=1e-5)
     assert unguided[0] == 10 and jnp.isfinite(actual).all()
 
 
 def counting(function, counts, forward, backward):
-    """The function of (…, action, …) as it is, adding up the rows it is evaluated on."""
+    """The function of (action, …) as it is, adding up the rows it is evaluated on."""
 
     def add(key):
         return lambda x: counts.update({key: counts[key] + len(x)})
 
     @jax.custom_vjp
     def counted(*args):
-        jax.debug.callback(add(forward), args[1])
+        jax.debug.callback(add(forward), args[0])
         return function(*args)
 
     def with_pullback(*args):
-        jax.debug.callback(add(forward), args[1])
+        jax.debug.callback(add(forward), args[0])
         return jax.vjp(function, *args)
 
     def pull(pullback, g):
@@ -721,24 +730,24 @@ EVALUATIONS = {
 
 def counted_functions():
     counts = dict.fromkeys(range(4), 0)
-    pull = counting(lambda obs, action, t: -action, counts, 0, 1)
-    bowl = counting(lambda obs, action: -jnp.square(action).sum(-1), counts, 2, 3)
+    pull = counting(lambda action, t: -action, counts, 0, 1)
+    bowl = counting(lambda action: -jnp.square(action).sum(-1), counts, 2, 3)
     return pull, bowl, counts
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_network_evaluations(name):
     *functions, counts = counted_functions()
-    obs, noise = jnp.zeros((2, 1)), jnp.full((2, 3), 0.5)
+    noise = jnp.full((2, 3), 0.5)
     with jax.disable_jit():
-        guided_sample(*functions, obs, noise, 1.0, estimator=ESTIMATORS[name])
+        guided_sample(*functions, noise, 1.0, estimator=ESTIMATORS[name])
         jax.effects_barrier()
     assert tuple(count / 2 for count in counts.values()) == EVALUATIONS[name]
 
 
 def test_network_evaluations_without_a_weight():
     *functions, counts = counted_functions()
-    jax.jit(partial(guided_sample, *functions))(jnp.zeros((2, 1)), jnp.full((2, 3), 0.5), 0.0)
+    jax.jit(partial(guided_sample, *functions))(jnp.full((2, 3), 0.5), 0.0)
     jax.effects_barrier()
     assert [count / 2 for count in counts.values()] == [10, 0, 0, 0]
 
@@ -755,16 +764,16 @@ def test_q_gradient_equals_finite_differences():
     chosen = np.argmin([reference.mlp(m, obs, action)[:, 0] for m in members], axis=0)
     assert 0 < chosen.sum() < 5  # both members are the smallest somewhere
     expected = reference.finite_differences(smaller, action)
-    actual = q_gradient(q, jnp.asarray(obs), jnp.asarray(action))
+    actual = q_gradient(partial(q, jnp.asarray(obs)), jnp.asarray(action))
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_estimator_decides_velocity_and_gradient():
-    def up(velocity, critic, obs, action, t, steps):
+    def up(velocity, critic, action, t, steps):
         assert steps == 5
         return jnp.zeros_like(action), jnp.ones_like(action)
 
     noise = jnp.zeros((2, 3))
     weights = jnp.array([0.25, 0.5])
-    actual = guided_sample(velocity, critic, noise, noise, weights, steps=5, estimator=up)
+    actual = guided_sample(*at(noise), noise, weights, steps=5, estimator=up)
     np.testing.assert_allclose(actual, [[0.25] * 3, [0.5] * 3], rtol=1e-6)

@@ -123,7 +123,7 @@ def test_loss_and_metrics_equal_numpy(example):
     assert {k: float(m) for k, m in metrics.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert float(loss) == pytest.approx(expected["critic_loss"] + expected["value_loss"], rel=1e-4)
     np.testing.assert_allclose(
-        learner.critic(batch.obs, batch.action), advantage + v, rtol=1e-4, atol=1e-6
+        learner.bind(batch.obs)(batch.action), advantage + v, rtol=1e-4, atol=1e-6
     )
 
 

@@ -14,7 +14,7 @@ from conftest import TASK, TINY
 import qgf
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import _arms, _named, evaluate
-from qgf.learners import GOAL_CRITICS, LEARNERS
+from qgf.learners import LEARNERS
 from qgf.methods.table import ALIASES, METHODS, find_method, format_methods, kinds_of
 from qgf.run.checkpoint import load_learner, load_record
 from qgf.run.trainer import train
@@ -38,6 +38,11 @@ def obs(data):
 
 def frozen(folder):
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def acting_kinds(name):
+    kinds = kinds_of(METHODS[name])
+    return {kinds[role] for role in METHODS[name].roles}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -67,6 +72,14 @@ def test_every_method_trains_saves_loads_and_acts(name, base, data, obs, tmp_pat
     far = np.stack([obs[0], np.full_like(obs[1], 3e38), obs[2]])  # too far for the networks
     with pytest.raises(UserError, match="no action for row 1: the velocity became NaN"):
         policy.act(far, key=KEY, weight=weight, samples=2 if method.samples != (1,) else 1)
+    if any(LEARNERS[kind].fixed_steps for kind in acting_kinds(name)):
+        with pytest.raises(UserError, match="acts in the 3 denoising steps it was trained for, n"):
+            policy.act(obs, key=KEY, weight=weight, steps=4)
+    else:
+        assert abs(policy.act(obs, key=KEY, weight=weight, steps=4) - actions).max() > 1e-4
+    assert (
+        policy.act(obs, key=KEY, weight=weight, steps=3) == policy.act(obs, key=KEY, weight=weight)
+    ).all()
     other = qgf.load(run, method=name, seed=3).act(obs, key=KEY, weight=weight)
     assert abs(actions - other).max() > 1e-3
     if method.weights and "policy" in method.roles:
@@ -149,7 +162,8 @@ def test_table_lists_every_method():
         method = find_method(name)
         assert method.idea in line and method.kind in line and method.reference in line
     used = {kind for m in METHODS.values() for kind in kinds_of(m).values()}
-    assert used | set(GOAL_CRITICS) == set(LEARNERS)
+    goals = {name for name, kind in LEARNERS.items() if kind.goal_conditioned}
+    assert used | goals == set(LEARNERS) and not used & goals
 
 
 def test_the_page_on_adding_a_method(base, data, obs, tmp_path):

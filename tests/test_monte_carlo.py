@@ -45,7 +45,7 @@ def test_loss_and_metrics_equal_numpy():
     assert float(loss) == pytest.approx(expected["critic_loss"], rel=1e-4)
     slow = [reference.mlp(m, batch.obs, batch.action)[:, 0] for m in learner.target_q.members]
     np.testing.assert_allclose(
-        learner.critic(batch.obs, batch.action), np.min(slow, axis=0), rtol=1e-4, atol=1e-5
+        learner.bind(batch.obs)(batch.action), np.min(slow, axis=0), rtol=1e-4, atol=1e-5
     )
 
 

@@ -16,7 +16,7 @@ import qgf
 from qgf.act.calibration import auto_weight
 from qgf.act.policy import sample_actions
 from qgf.core.flow import FAILED, bounded
-from qgf.methods.table import METHODS
+from qgf.methods.table import METHODS, bind
 from qgf.run.checkpoint import load_learner, load_record
 from qgf.run.trainer import train
 
@@ -137,12 +137,13 @@ def test_samples_without_an_action_are_never_the_best():
     noise[[0, 2, 3], 1] = np.nan
     noise[:, 2] = np.nan
 
-    def act(learners, obs, noise, weight):
+    def act(bound, noise, weight, steps):
         action, counts = bounded(noise, jnp.arange(12))
         return action, counts  # 0 for those that failed
 
-    critic = SimpleNamespace(critic=lambda obs, action: -jnp.square(action).sum(-1))
-    method = dataclasses.replace(METHODS["bc"], act=act)
+    bound = lambda obs, goal, repeats: lambda action: -jnp.square(action).sum(-1)  # noqa: E731
+    critic = SimpleNamespace(bind=bound, config=TINY, fixed_steps=False)
+    method = dataclasses.replace(METHODS["bc"], roles=("critic",), act=act)
     sample = jax.jit(lambda z: sample_actions(method, {"critic": critic}, obs3, z, jnp.zeros(3)))
     obs3 = jnp.zeros((3, 1))
     actions, counts = sample(noise)
@@ -158,21 +159,22 @@ AUTO = 0.25
 @pytest.fixture
 def evaluated_run(run, tmp_path, monkeypatch):
     """A run evaluated with qgf, whose choice was 0.7; no measured weight differs from AUTO."""
-    monkeypatch.setattr(qgf.act.policy, "auto_weight", lambda learners, record: AUTO)
+    monkeypatch.setattr(qgf.act.policy, "auto_weight", lambda learners, record, steps: AUTO)
     copied = shutil.copytree(run, tmp_path / "run")
     evaluated(copied, 0.7)
     return copied
 
 
-def default_weight(folder, obs, *, samples=1, **options):
+def default_weight(folder, obs, *, samples=1, steps=None, **options):
     """Which of three weights a policy takes by default, told by its actions."""
-    policy = qgf.load(folder, **options)
-    default = policy.act(obs, key=KEY, samples=samples)
+    policy, how = qgf.load(folder, **options), {"samples": samples, "steps": steps}
+    default = policy.act(obs, key=KEY, **how)
     (found,) = (
         w
         for w in (0.0, AUTO, 0.7)
-        if policy.act(obs, key=KEY, weight=w, samples=samples).tobytes() == default.tobytes()
+        if policy.act(obs, key=KEY, weight=w, **how).tobytes() == default.tobytes()
     )
+    assert policy.default_weight(samples, steps) == found
     return found
 
 
@@ -188,12 +190,16 @@ def test_a_chosen_weight_is_used_for_nothing_else(evaluated_run, run, other_crit
         {"critic": other_critic},
         {"method": "qfql"},
         {"samples": 2},
+        {"steps": 9},
     ):
         assert default_weight(evaluated_run, obs, **change) == AUTO
     # And the other way about: what another critic chose is no choice for the run's own.
     evaluated(evaluated_run, 0.7, critic=other_critic)
     assert default_weight(evaluated_run, obs) == AUTO
     assert default_weight(evaluated_run, obs, critic=other_critic) == 0.7
+    evaluated(evaluated_run, 0.7, steps=9)
+    assert default_weight(evaluated_run, obs) == AUTO
+    assert default_weight(evaluated_run, obs, steps=9) == 0.7
     evaluated(evaluated_run, 0.7, method="qgf+bfn", samples=4)
     assert default_weight(evaluated_run, obs, method="qgf+bfn", samples=4) == 0.7
     assert default_weight(evaluated_run, obs, method="qgf+bfn") == AUTO
@@ -213,6 +219,49 @@ def test_without_a_choice_a_guided_flow_takes_a_weight_of_its_own_scale(run, obs
     learners = {role: load_learner(run, role, seeds=[5]) for role in ("policy", "critic")}
     weight = auto_weight(learners, load_record(run))
     assert default.tobytes() == policy.act(obs, key=KEY, weight=weight).tobytes()
+
+
+def test_acting_reads_no_file(evaluated_run, obs):
+    policy = qgf.load(evaluated_run)
+    shutil.rmtree(evaluated_run)
+    assert policy.act(obs, key=KEY).tobytes() == policy.act(obs, key=KEY, weight=0.7).tobytes()
+
+
+def test_programs_are_compiled_for_few_batch_sizes_and_padding_does_not_matter(policy, monkeypatch):
+    """Against the sampler on unpadded rows, with the noise of an unpadded batch."""
+    rows = np.random.default_rng(0).normal(size=(300, 28)).astype(np.float32)
+    weights = np.linspace(0, 0.5, 300).astype(np.float32)
+    found = {}
+    traced = []
+
+    def counted(method, learners, obs, *args, **options):
+        traced.append(len(obs))
+        return sample_actions(method, learners, obs, *args, **options)
+
+    monkeypatch.setattr(qgf.act.policy, "sample_actions", counted)
+    for n in (1, 3, 5, 6, 7, 8, 300):
+        found[n] = policy.act(rows[:n], key=KEY, weight=weights[:n], samples=2)
+    assert traced == [1, 4, 8, 512]
+    method = METHODS["qgf"]
+    for n, actions in found.items():
+        noise = jax.random.normal(KEY, (2, n, 25))
+        plain, _ = sample_actions(
+            method, policy._learners, jnp.asarray(rows[:n]), noise, jnp.asarray(weights[:n])
+        )
+        np.testing.assert_allclose(actions.reshape(n, 25), plain, atol=1e-5)
+    assert policy.act(rows[:0], key=KEY, weight=0.1).shape == (0, 5, 5)
+
+
+def test_denoising_steps_are_a_choice(policy, run, obs):
+    noise = jax.random.normal(KEY, (1, 3, 25))[0]
+    bound = bind(policy._learners, jnp.asarray(obs))
+    velocity, critic = bound["policy"], bound["critic"]
+    for steps in (1, 3):
+        expected = qgf.guided_sample(velocity, critic, noise, 0.5, steps=steps)
+        actual = policy.act(obs, key=KEY, weight=0.5, steps=steps).reshape(3, 25)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+    with pytest.raises(qgf.UserError, match="denoising steps must be at least 1 and a whole"):
+        policy.act(obs, key=KEY, weight=0.5, steps=0)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", "\0", '{"methods": {"qgf": {"weight": 0.7}}}'])
@@ -258,15 +307,15 @@ def test_policy_without_critic(policy_run, other_critic, obs):
 
 def test_a_users_own_functions():
     """A straight flow to obs, and a critic that wants 0.2 more."""
-    velocity = lambda obs, action, t: (obs - action) / (1 - t[:, None])  # noqa: E731
-    critic = lambda obs, action: -((action - obs - 0.2) ** 2).sum(-1) / 2  # noqa: E731
     obs, noise = jnp.full((4, 2), 0.3), jax.random.normal(KEY, (4, 2))
-    np.testing.assert_allclose(qgf.euler(velocity, obs, noise), obs, atol=1e-6)
+    velocity = lambda action, t: (obs - action) / (1 - t[:, None])  # noqa: E731
+    critic = lambda action: -((action - obs - 0.2) ** 2).sum(-1) / 2  # noqa: E731
+    np.testing.assert_allclose(qgf.euler(velocity, noise), obs, atol=1e-6)
     # The last step lands on obs + w · 0.2 / 10, whatever came before.
-    actions = qgf.guided_sample(velocity, critic, obs, noise, 1.0)
+    actions = qgf.guided_sample(velocity, critic, noise, 1.0)
     np.testing.assert_allclose(actions, obs + 0.02, atol=1e-5)
-    best = qgf.best_of_n(lambda o, z: z, critic, obs, jnp.stack([obs, obs + 0.1, obs - 0.1]))
+    best = qgf.best_of_n(critic, jnp.stack([obs, obs + 0.1, obs - 0.1]))
     np.testing.assert_allclose(best, obs + 0.1)
-    assert float(qgf.flow_matching_loss(velocity, obs, obs, KEY)) < 1e-8
+    assert float(qgf.flow_matching_loss(velocity, obs, KEY)) < 1e-8
     with pytest.raises(AttributeError, match="no attribute 'guide'"):
         _ = qgf.guide

@@ -1,6 +1,7 @@
 """Adjoint matching against finite differences, by hand, and at its known optimum."""
 
 import functools
+from functools import partial
 from types import SimpleNamespace
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from learning import bound
 
 from qgf.config import Config, Spec
 from qgf.core.critic import Ensemble
@@ -34,6 +36,10 @@ def embedding(t):
 def velocity(flow, obs, action, t):
     """A flow's velocity in float64."""
     return reference.mlp(flow.mlp, obs, action, embedding(t).repeat(len(obs), 0))
+
+
+def at(obs, *flows):
+    return [partial(flow, jnp.asarray(obs, jnp.float32)) for flow in flows]
 
 
 def drift(flow, obs, action, t, over):
@@ -80,7 +86,7 @@ def adjoints(base, obs, points, end):
 
 def test_rollout_equals_numpy(path):
     fine, base, obs, noise, points = path
-    actual, v = rollout(fine, base, *(jnp.asarray(x, jnp.float32) for x in (obs, noise)))
+    actual, v = rollout(*at(obs, fine, base), jnp.asarray(noise, jnp.float32))
     np.testing.assert_allclose(actual, points, atol=1e-4)
     expected = [velocity(fine, obs, a, k / STEPS) for k, a in enumerate(points[:-1])]
     np.testing.assert_allclose(v, expected, atol=1e-4)
@@ -90,7 +96,7 @@ def test_lean_adjoint_equals_finite_differences(path):
     _, base, obs, _, points = path
     end = np.random.default_rng(0).normal(size=(ROWS, ACTION))
     expected = adjoints(base, obs, points, end)
-    v, actual = lean_adjoint(base, *(jnp.asarray(x, jnp.float32) for x in (obs, points, end)))
+    v, actual = lean_adjoint(*at(obs, base), *(jnp.asarray(x, jnp.float32) for x in (points, end)))
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
     v_expected = [velocity(base, obs, points[k], k / STEPS) for k in range(STEPS)]
     np.testing.assert_allclose(v, v_expected, atol=1e-4)
@@ -124,7 +130,7 @@ def test_loss_and_its_gradient_equal_finite_differences(path, temperature):
     learner = eqx.tree_at(
         lambda x: x.v_fine, QAM.create(Spec(OBS, ACTION, 1), config, jax.random.key(0)), fine
     )
-    others = {"policy": SimpleNamespace(velocity=base), "critic": SimpleNamespace(target_q=q)}
+    others = {"policy": SimpleNamespace(bind=bound(base)), "critic": SimpleNamespace(target_q=q)}
     run = eqx.filter_jit(
         eqx.filter_value_and_grad(lambda x: x.loss(batch, KEY, others), has_aux=True)
     )
@@ -188,7 +194,7 @@ def train(learner, steps, rows, rate):
     obs, zero = jnp.zeros((rows, 1)), jnp.zeros(rows)
     batch = Batch(obs, jnp.zeros((rows, 1)), zero, zero, obs)
     critic = SimpleNamespace(target_q=lambda obs, action: SLOPE * action.T * jnp.ones((2, 1)))
-    others = {"policy": SimpleNamespace(velocity=gaussian), "critic": critic}
+    others = {"policy": SimpleNamespace(bind=bound(gaussian)), "critic": critic}
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     arrays, static = eqx.partition(learner, eqx.is_array)
 
@@ -205,7 +211,7 @@ def train(learner, steps, rows, rate):
 
 def sample(velocity, steps):
     noise = jax.random.normal(jax.random.key(2), (20_000, 1))
-    return np.asarray(euler(velocity, jnp.zeros((20_000, 1)), noise, steps=steps))
+    return np.asarray(euler(partial(velocity, jnp.zeros((20_000, 1))), noise, steps=steps))
 
 
 def learner_of(steps, width=8):
@@ -219,7 +225,7 @@ def test_reaches_the_kl_regularized_optimum():
     start = Affine(jnp.zeros(steps), jnp.zeros(steps))
     learner = eqx.tree_at(lambda x: x.v_fine, learner, start)
     learner = train(learner, 2000, 64, 0.05)
-    plain, tuned = sample(gaussian, steps), sample(learner.velocity, steps)
+    plain, tuned = sample(gaussian, steps), sample(learner.v_fine, steps)
     shift = tuned.mean() - plain.mean()
     assert shift == pytest.approx(closed_form_shift(steps), rel=0.01)
     assert shift == pytest.approx(TEMPERATURE * SLOPE * STD**2, rel=0.05)
@@ -228,6 +234,6 @@ def test_reaches_the_kl_regularized_optimum():
 
 def test_a_network_of_ten_steps_reaches_its_closed_form():
     learner = train(learner_of(10, width=32), 2000, 64, 3e-3)
-    plain, tuned = sample(gaussian, 10), sample(learner.velocity, 10)
+    plain, tuned = sample(gaussian, 10), sample(learner.v_fine, 10)
     assert tuned.mean() - plain.mean() == pytest.approx(closed_form_shift(10), rel=0.05)
     assert tuned.std() == pytest.approx(plain.std(), rel=0.05)

@@ -1,5 +1,7 @@
 """RobustQ against the conditional expectation that minimizes its loss."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from learning import (
     STD,
     Spy,
     batch_of,
+    bound,
     draw_gaussian,
     fit,
     gaussian_velocity,
@@ -18,11 +21,17 @@ from learning import (
 )
 
 from qgf.config import Config, Spec
-from qgf.learners.robust_q import RobustQ
+from qgf.learners.robust_q import RobustQ, robust_q
 
 
-def robust_q(**settings):
+def untrained(**settings):
     return RobustQ.create(Spec(2, 2, 1), Config(width=32, depth=2, **settings), jax.random.key(0))
+
+
+def estimate(learner, obs, action, t):
+    """v and g, for which the critic itself does not matter."""
+    ignored = lambda action: action[:, 0]  # noqa: E731
+    return robust_q(learner.bind(obs), partial(gaussian_velocity, obs), ignored, action, t, 10)
 
 
 def on_the_path(size=1024):
@@ -38,25 +47,25 @@ def test_gradient_is_that_of_the_expected_q_of_the_clean_action(slope):
     slope = np.array(slope)
     critic = lambda obs, action: 2 * obs[:, 0] + (action - MEAN - obs) @ slope  # noqa: E731
     draw = lambda key: draw_gaussian(key, 1024)  # noqa: E731
-    others = stand_ins(critic={"critic": critic})
-    learner = fit(robust_q(), others, draw, steps=1500, rate=1e-2)
+    others = stand_ins(critic={"bind": bound(critic)})
+    learner = fit(untrained(), others, draw, steps=1500, rate=1e-2)
     obs, action, t = on_the_path()
-    v, actual = learner.estimator(gaussian_velocity, critic, obs, action, t, 10)
+    v, actual = estimate(learner, obs, action, t)
     np.testing.assert_array_equal(v, gaussian_velocity(obs, action, t))
     s = np.asarray(t, float)[:, None]
     expected = slope * s * STD**2 / ((1 - s) ** 2 + s**2 * STD**2)
     assert np.sqrt(np.square(actual - expected).mean()) < 0.12
-    before = robust_q().estimator(gaussian_velocity, critic, obs, action, t, 10)[1]
+    before = estimate(untrained(), obs, action, t)[1]
     assert np.sqrt(np.square(before - expected).mean()) > 0.2
 
 
 def test_loss_equals_numpy():
-    learner = robust_q(times="grid", denoise_steps=2)
+    learner = untrained(times="grid", denoise_steps=2)
     batch = batch_of(normal(4000, 2), normal(4000, 2, seed=1))
     critic = lambda obs, action: 3 * action[:, 0] - obs[:, 1]  # noqa: E731
     spy = Spy(lambda obs, action, embedding: action[:, :1] + embedding[:, :1])
     loss, _ = eqx.tree_at(lambda x: x.q, learner, spy).loss(
-        batch, jax.random.key(0), stand_ins(critic={"critic": critic})
+        batch, jax.random.key(0), stand_ins(critic={"bind": bound(critic)})
     )
     obs, noisy, embedding = spy.inputs
     np.testing.assert_array_equal(obs, batch.obs)
@@ -71,14 +80,13 @@ def test_loss_equals_numpy():
 def test_estimator_of_a_formula():
     learner = eqx.tree_at(
         lambda x: x.q,
-        robust_q(),
+        untrained(),
         lambda obs, action, embedding: (
             -jnp.square(action - embedding[:, :2]) @ jnp.ones((2, 1)) / 2
         ),
     )
-    ignored = lambda obs, action: action[:, 0]  # noqa: E731
     obs, action, t = normal(5, 2), 3 * normal(5, 2, seed=1), jnp.linspace(0, 1, 5)
-    _, g = learner.estimator(gaussian_velocity, ignored, obs, action, t, 10)
+    _, g = estimate(learner, obs, action, t)
     waves = np.cos(np.asarray(t, float)[:, None] * 1e4 * np.array([1, 10**-0.5]))
     np.testing.assert_allclose(g, waves - np.asarray(action, float), atol=1e-3)
     np.testing.assert_allclose(g[0], 1 - np.asarray(action[0], float), rtol=1e-5)

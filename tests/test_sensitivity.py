@@ -9,10 +9,10 @@ from telling import draws, tells
 from qgf.core.guidance import ESTIMATORS
 from studies import sensitivity
 
-OBS, ACTION = jnp.zeros((64, 1)), jnp.full((64, 2), 0.1)
+ACTION = jnp.full((64, 2), 0.1)
 
 
-def velocity(obs, action, t):
+def velocity(action, t):
     """The flow of N(0.1, 0.01²), whose one-step clean action hardly depends on a."""
     t = t[:, None]
     variance = (1 - t) ** 2 + 1e-4 * t**2
@@ -22,14 +22,14 @@ def velocity(obs, action, t):
 @pytest.mark.parametrize("name", ["qgf", "qfql", "qgf-chain"])
 def test_constant_gradient_does_not_turn(name):
     slope = jnp.array([1.0, -2.0])
-    found = sensitivity.cosines(name, velocity, lambda o, a: a @ slope, OBS, ACTION, 4)
+    found = sensitivity.cosines(name, velocity, lambda a: a @ slope, ACTION, 4)
     assert found.shape == (4, len(sensitivity.SCALES))
     np.testing.assert_allclose(found, 1, atol=1e-5)
 
 
 def test_gradient_at_the_noisy_action_turns_as_computed_by_hand():
-    critic = lambda obs, action: -jnp.square(action).sum(-1) / 2  # noqa: E731
-    found = sensitivity.cosines("qfql", velocity, critic, OBS, ACTION, 4)
+    critic = lambda action: -jnp.square(action).sum(-1) / 2  # noqa: E731
+    found = sensitivity.cosines("qfql", velocity, critic, ACTION, 4)
     noise, direction = np.asarray(jax.random.normal(jax.random.key(0), (2, *ACTION.shape)))
     for k in range(4):
         a = (1 - k / 4) * noise + k / 4 * np.asarray(ACTION)

@@ -13,23 +13,22 @@ from qgf.evaluation.statistics import wilson_interval
 from studies import steps
 from studies.steps import Sampler, flow_times, guided_path_sample
 
-OBS = jnp.zeros((6, 1))
 NOISE = jnp.linspace(-1.2, 1.2, 12).reshape(6, 2)
 MEAN, STD = 0.1, 0.3
 
 
-def velocity(obs, action, t):
+def velocity(action, t):
     """The flow from N(0, 1) to N(MEAN, STD²); exactly, noise z ends at MEAN + STD·z."""
     t = t[:, None]
     variance = (1 - t) ** 2 + (STD * t) ** 2
     return MEAN + (STD**2 * t - (1 - t)) / variance * (action - MEAN * t)
 
 
-def linear(obs, action):
+def linear(action):
     return action @ jnp.array([0.2, -0.3])
 
 
-def quadratic(obs, action):
+def quadratic(action):
     return -jnp.square(action - 0.4).sum(-1)
 
 
@@ -74,10 +73,7 @@ def test_order_of_convergence(solver, order, case, grid):
         times = flow_times(grid, count)
         with jax.enable_x64(True):
             noise = jnp.asarray(np.asarray(NOISE, np.float64))
-            obs = jnp.zeros((6, 1), jnp.float64)
-            found, unguided = guided_path_sample(
-                velocity, critic, obs, noise, weight, times, solver
-            )
+            found, unguided = guided_path_sample(velocity, critic, noise, weight, times, solver)
         assert not unguided.any()
         return np.abs(np.asarray(found) - exact).max()
 
@@ -89,37 +85,33 @@ def test_order_of_convergence(solver, order, case, grid):
 @pytest.mark.parametrize("count", [1, 4, 10])
 def test_uniform_euler_is_the_guided_sampler(count):
     weight = jnp.array([0.0, 0.1, 0.3, 1.0, 2.0, 5.0])
-    expected = guided_sample(velocity, quadratic, OBS, NOISE, weight, steps=count)
-    found, _ = guided_path_sample(
-        velocity, quadratic, OBS, NOISE, weight, flow_times("uniform", count)
-    )
+    expected = guided_sample(velocity, quadratic, NOISE, weight, steps=count)
+    found, _ = guided_path_sample(velocity, quadratic, NOISE, weight, flow_times("uniform", count))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_one_heun_step_by_hand():
     weight = 0.5
-    v = np.asarray(velocity(OBS, NOISE, jnp.zeros(6)))
+    v = np.asarray(velocity(NOISE, jnp.zeros(6)))
     u = v - 2 * weight * (np.clip(NOISE + v, -1, 1) - 0.4)
     ahead = np.asarray(NOISE) + u
-    end = np.asarray(velocity(OBS, jnp.asarray(ahead), jnp.ones(6)))
+    end = np.asarray(velocity(jnp.asarray(ahead), jnp.ones(6)))
     end = end - 2 * weight * (np.clip(ahead, -1, 1) - 0.4)  # at t = 1 the action itself
     expected = np.clip(np.asarray(NOISE) + (u + end) / 2, -1, 1)
-    found, _ = guided_path_sample(
-        velocity, quadratic, OBS, NOISE, weight, np.array([0.0, 1.0]), "heun"
-    )
+    found, _ = guided_path_sample(velocity, quadratic, NOISE, weight, np.array([0.0, 1.0]), "heun")
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("solver", "evaluations"), [("euler", 4), ("heun", 8)])
 def test_rows_without_a_gradient_go_on_unguided(solver, evaluations):
-    def broken(obs, action):
-        return jnp.where(obs[:, 0] > 0, jnp.inf, 1.0) * quadratic(obs, action)
+    def broken(action):
+        return jnp.ones(6).at[2].set(jnp.inf) * quadratic(action)
 
-    obs, times = OBS.at[2].set(1.0), flow_times("quadratic", 4)
-    found, unguided = guided_path_sample(velocity, broken, obs, NOISE, 0.3, times, solver)
+    times = flow_times("quadratic", 4)
+    found, unguided = guided_path_sample(velocity, broken, NOISE, 0.3, times, solver)
     assert unguided.tolist() == [0, 0, evaluations, 0, 0, 0]
-    plain, _ = guided_path_sample(velocity, quadratic, obs, NOISE, 0.0, times, solver)
-    guided, _ = guided_path_sample(velocity, quadratic, obs, NOISE, 0.3, times, solver)
+    plain, _ = guided_path_sample(velocity, quadratic, NOISE, 0.0, times, solver)
+    guided, _ = guided_path_sample(velocity, quadratic, NOISE, 0.3, times, solver)
     expected = guided.at[2].set(plain[2])
     np.testing.assert_allclose(found, expected, atol=1e-6)
 

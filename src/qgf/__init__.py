@@ -1,6 +1,6 @@
 """Q-Guided Flow: test-time improvement of flow policies by a critic's gradient.
 
-actions = qgf.guided_sample(velocity, critic, obs, noise, weight)
+actions = qgf.guided_sample(lambda a, t: policy(obs, a, t), lambda a: q(obs, a), noise, weight)
 actions = qgf.load("runs/cube").act(obs, key=key, weight=0.03)
 """
 

@@ -160,6 +160,8 @@ class Eval:
     """last, or a step"""
     data: Path | None = None
     """folder of the run's data (--critic's, if given), if they were moved"""
+    denoise_steps: int | None = None
+    """denoising steps T, by default those of training"""
     json: Path | None = None
     """also write the result here (it is always in RUN/eval.json)"""
     video: Path | None = None
@@ -192,6 +194,7 @@ class Eval:
             seed=self.seed,
             checkpoint=self.checkpoint,
             data=self.data,
+            denoise_steps=self.denoise_steps,
         )
         print(format_result(result), flush=True)
         unwritten = None

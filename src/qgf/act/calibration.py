@@ -16,7 +16,7 @@ from qgf.core.critic import Critic
 from qgf.core.flow import Velocity
 from qgf.core.guidance import qgf
 from qgf.errors import UserError
-from qgf.methods.table import Learners, at_goal
+from qgf.methods.table import Learners, bind
 from qgf.run._validation import validation_batch
 from qgf.run.checkpoint import of_seed
 
@@ -29,7 +29,6 @@ STATES = 512  # of the validation data, at which a run's scale is measured
 def flow_sizes(
     velocity: Velocity,
     critic: Critic,
-    obs: Float[Array, "batch obs"],
     action: Float[Array, "batch action"],
     steps: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -40,14 +39,15 @@ def flow_sizes(
     in all calls, and the data's actions a_1.
 
     Args:
-        obs, action: states and clean actions of data that the policy was not trained on.
+        velocity, critic: at states of data that the policy was not trained on.
+        action: the data's clean actions there.
         steps: Euler steps T of the sampler.
     """
     noise = jax.random.normal(jax.random.key(0), action.shape, action.dtype)
 
     def squares(t: Array) -> tuple[Array, Array]:
         noisy = (1 - t) * noise + t * action
-        v, g = qgf(velocity, critic, obs, noisy, jnp.full(len(obs), t), steps)
+        v, g = qgf(velocity, critic, noisy, jnp.full(len(noisy), t), steps)
         return jnp.square(v).mean(), jnp.square(g).mean()
 
     # Not vmap: it would turn the critic's choice of rows into doing all choices.
@@ -58,7 +58,6 @@ def flow_sizes(
 def guidance_scale(
     velocity: Velocity,
     critic: Critic,
-    obs: Float[Array, "batch obs"],
     action: Float[Array, "batch action"],
     steps: int,
 ) -> Float[Array, ""]:
@@ -68,14 +67,14 @@ def guidance_scale(
     0 where the critic is constant: without a gradient there is nothing to guide by.
 
     Args:
-        obs, action, steps: as in `flow_sizes`.
+        velocity, critic, action, steps: as in `flow_sizes`.
     """
-    v, g = flow_sizes(velocity, critic, obs, action, steps)
+    v, g = flow_sizes(velocity, critic, action, steps)
     scale = v / g
     return jnp.where(jnp.isfinite(scale), scale, 0)
 
 
-def auto_weight(learners: Learners, record: dict) -> float:
+def auto_weight(learners: Learners, record: dict, steps: int | None = None) -> float:
     """Return a weight for a policy and a critic that needs no search: AUTO times their scale.
 
     The scale is the mean over training seeds, but for those whose critic has no gradient. If none
@@ -84,6 +83,7 @@ def auto_weight(learners: Learners, record: dict) -> float:
     Args:
         learners: "policy" and "critic"; their arrays lead with the training-seed axis.
         record: config.json of the critic's run, at whose validation data they are measured.
+        steps: denoising steps T, by default the policy's own.
 
     Raises:
         UserError: the data are gone or have changed.
@@ -94,12 +94,11 @@ def auto_weight(learners: Learners, record: dict) -> float:
         raise UserError(f"{error}; name where they are (--data), or a weight") from None
     pair = {role: learners[role] for role in ("policy", "critic")}
     seeds = len(jax.tree.leaves(eqx.filter(pair["policy"], eqx.is_array))[0])
+    steps = steps or pair["policy"].config.denoise_steps
     scales = []
     for i in range(seeds):
-        one = at_goal(of_seed(pair, i), batch.goal)
-        velocity, critic = one["policy"].velocity, one["critic"].critic
-        steps = one["policy"].config.denoise_steps
-        scales.append(guidance_scale(velocity, critic, batch.obs, batch.action, steps).item())
+        bound = bind(of_seed(pair, i), batch.obs, batch.goal)
+        scales.append(guidance_scale(bound["policy"], bound["critic"], batch.action, steps).item())
     usable = [scale for scale in scales if scale > 0]
     if not usable:
         print("the critic has no gradient, so it does not guide (weight 0)", file=sys.stderr)

@@ -1,5 +1,6 @@
 """A trained run as a policy: `load(RUN).act(obs, key=…, weight=…)`."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,19 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.act.calibration import auto_weight
 from qgf.config import Spec
-from qgf.core.flow import FAILED, Sampled, checked_count, refuse_failed
-from qgf.core.search import highest_q_counting
+from qgf.core.flow import FAILED, Sampled, checked_count, refuse_failed, repeat_rows
+from qgf.core.search import best_of_n_counting
 from qgf.errors import UserError
 from qgf.learners import Learner
-from qgf.methods.table import Learners, Method, at_goal, canonical, find_method
+from qgf.methods.table import (
+    CLONED,
+    Learners,
+    Method,
+    bind,
+    canonical,
+    denoising_steps,
+    find_method,
+)
 from qgf.run._evaluation import choose, read_evaluation
 from qgf.run.checkpoint import (
     find_checkpoint,
@@ -35,6 +44,9 @@ def sample_actions(
     obs: Float[Array, "batch obs"],
     noise: Float[Array, "n batch draws"],
     weight: Float[Array, " batch"],
+    *,
+    goal: Float[Array, "batch goal"] | None = None,
+    steps: int | None = None,
 ) -> Sampled:
     """Return action chunks, and for each row how many steps a bad gradient left unguided.
 
@@ -42,25 +54,33 @@ def sample_actions(
     action has the action 0 and the count FAILED; see `qgf.core.flow.refuse_failed`.
 
     Args:
+        obs: any tree of arrays that lead with the batch axis.
         noise: `noise_size` draws of N(0, I) for every sample and row.
+        goal: one a row, for a critic of goals.
+        steps: denoising steps T, by default those of training.
     """
     n, batch, size = noise.shape
+    steps = denoising_steps(method, learners, steps)
+    bound = bind(learners, obs, goal, n)
+    noise, weight = noise.reshape(n * batch, size), repeat_rows(weight, n)
+    actions, fallbacks = method.act(bound, noise, weight, steps)
     if n == 1:
-        return method.act(learners, obs, noise[0], weight)
-    actions, fallbacks = method.act(
-        learners, jnp.tile(obs, (n, 1)), noise.reshape(n * batch, size), jnp.tile(weight, n)
-    )
+        return actions, fallbacks
     actions, fallbacks = actions.reshape(n, batch, -1), fallbacks.reshape(n, batch)
     lost = fallbacks == FAILED
     actions = jnp.where(lost[..., None], jnp.nan, actions)  # so that none of them is chosen
-    best, failed = highest_q_counting(learners["critic"].critic, obs, actions)
+
+    def values(actions: Array) -> Array:
+        return bound["critic"](actions.reshape(n * batch, -1)).reshape(n, batch)
+
+    best, failed = best_of_n_counting(values, actions)
     return best, jnp.where(lost, 0, fallbacks).sum(0) + failed
 
 
 def noise_size(method: Method, learners: Learners, spec: Spec) -> int:
     """Return how many draws of N(0, 1) one action chunk of a method takes."""
-    steps = learners[method.roles[0]].config.denoise_steps
-    return spec.chunk_action * (1 + steps if method.stochastic else 1)
+    draws = 1 + denoising_steps(method, learners) if method.stochastic else 1
+    return spec.chunk_action * draws
 
 
 def load_learners(
@@ -140,11 +160,35 @@ def _numbers(x: Any, what: str) -> Float[np.ndarray, "..."]:
         return given.astype(np.float32)
 
 
+WHOLE = 256  # rows from which on a batch is padded to a multiple of it, not to a power of two
+
+
 @eqx.filter_jit
 def _sample(
-    method: Method, learners: Learners, goal: Array, obs: Array, noise: Array, weight: Array
+    method: Method,
+    learners: Learners,
+    obs: Array,
+    key: PRNGKeyArray,
+    shape: tuple[int, int],
+    rows: Array,
+    weight: Array,
+    goal: Array | None,
+    steps: int | None,
 ) -> Sampled:
-    return sample_actions(method, at_goal(learners, goal), obs, noise, weight)
+    """Return actions for `rows` rows and padding; their noise is normal(key, (n, rows, size))."""
+    n, size = shape
+    noise = jax.random.normal(key, (n * len(obs), size))
+    row = jnp.minimum(jnp.arange(len(obs)), rows - 1)
+    noise = noise[jnp.arange(n)[:, None] * rows + row]
+    return sample_actions(method, learners, obs, noise, weight, goal=goal, steps=steps)
+
+
+def _padded(x: np.ndarray | None, rows: int) -> np.ndarray | None:
+    """Return x with its last row repeated, so that few sizes are compiled."""
+    if x is None:
+        return None
+    size = 1 << (rows - 1).bit_length() if rows <= WHOLE else -(-rows // WHOLE) * WHOLE
+    return np.concatenate([x, np.repeat(x[-1:], size - rows, axis=0)])
 
 
 class Policy:
@@ -177,7 +221,7 @@ class Policy:
         self._judge = record if other is None else load_record(other)  # whose critic guides
         self.env, self.spec = self._judge["env"], Spec(**self._judge["spec"])
         has_critic = other is not None or "critic" in kinds_held(record)
-        self.name = canonical(method or (record["method"] if has_critic else "bc"))
+        self.name = canonical(method or (record["method"] if has_critic else CLONED))
         self._method = find_method(self.name)
         # As numbers, so that all is read from the same checkpoints while a training goes on.
         which = find_checkpoint(self.run, checkpoint).name
@@ -193,7 +237,8 @@ class Policy:
         )
         self._hashes = learner_hashes(self.run, learners, which, other, critic_which)
         self._learners = of_seed(learners, 0)
-        self._defaults: dict[int, float] = {}  # weights by number of samples
+        self._chosen = self._read_chosen()
+        self._weights: dict[tuple[int, int], float] = {}  # by samples and steps
 
     def act(
         self,
@@ -203,26 +248,29 @@ class Policy:
         goal: Float[np.ndarray, "*goals goal"] | None = None,
         weight: float | Float[np.ndarray, "*batch"] | None = None,
         samples: int = 1,
+        steps: int | None = None,
     ) -> Float[np.ndarray, "*batch chunk action"]:
         """Return the next `chunk` actions, in [-1, 1], for one observation or a batch.
+
+        Programs are compiled for batches of 1, 2, 4, … rows; others are padded to them. No file
+        is read but by `default_weight`, at the first call without a weight.
 
         Args:
             key: a JAX key; the same key gives the same actions.
             goal: where the critic is to lead, one or one per row, if it was trained on goals:
                 as `env.reset` gives it in info["goal"]. It may be another at every call.
             weight: guidance weight (or what else the method is tuned by), one or one per row.
-                By default the one that `qgf eval` chose for these very networks, this method and
-                as many samples; else, for a guided flow, `qgf.act.calibration.auto_weight`. For a
-                guided flow 0 is the policy as it was cloned. A method that is not tuned takes
-                none, or 0.
+                By default `default_weight`. For a guided flow 0 is the policy as it was cloned.
+                A method that is not tuned takes none, or 0.
             samples: of so many samples the one with the highest Q is returned.
+            steps: denoising steps T, by default those of training.
 
         Raises:
             UserError: an observation or goal of another size or not finite, a goal missing or
                 not asked for, a weight below 0 or one the method does not take, no critic to
-                guide or choose with, no weight given nor chosen, or RUN/eval.json is damaged; an
-                observation so far from those of training that the networks' numbers overflow,
-                which is named.
+                guide or choose with, no weight given nor chosen, or RUN/eval.json is damaged;
+                another T than a network is tied to; an observation so far from those of training
+                that the networks' numbers overflow, which is named.
         """
         obs = _numbers(obs, "an observation")
         if obs.shape[-1:] != (self.spec.obs,) or not np.isfinite(obs).all():
@@ -231,31 +279,42 @@ class Policy:
                 + ("" if np.isfinite(obs).all() else " with NaN or infinity")
             )
         checked_count(samples, "samples")
-        weights = self._weights(weight, samples, obs.shape[:-1]).ravel()
+        if weight is None:
+            weight = self.default_weight(samples, steps) if self._method.weights else 0.0
+        weights = self._checked(weight, obs.shape[:-1]).ravel()
         if "critic" not in self._learners and (weights.any() or samples > 1):
             raise UserError(f"{self.run} has no critic, so only weight 0 and one sample work")
         if weights.any() and not self._method.weights:
             raise UserError(f"{self.name} is not tuned by a weight; leave it out")
         goals = self._goals(goal, obs.shape[:-1], bool(weights.any()) or samples > 1)
-        batch = obs.reshape(-1, self.spec.obs)
-        size = noise_size(self._method, self._learners, self.spec)
-        try:
-            noise = jax.random.normal(key, (samples, len(batch), size))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"key must be one JAX key, as jax.random.key(0); got {key}") from error
-        actions, counts = _sample(self._method, self._learners, goals, batch, noise, weights)
-        refuse_failed(counts.reshape(obs.shape[:-1]))
+        _check_key(key)
+        denoising_steps(self._method, self._learners, steps)
+        batch, rows = obs.reshape(-1, self.spec.obs), weights.size
         shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
-        return np.asarray(actions).reshape(shape)
+        if not rows:
+            return np.zeros(shape, np.float32)
+        actions, counts = _sample(
+            self._method,
+            self._learners,
+            _padded(batch, rows),
+            key,
+            (int(samples), noise_size(self._method, self._learners, self.spec)),
+            np.asarray(rows, np.int32),
+            _padded(weights, rows),
+            _padded(goals, rows),
+            steps,
+        )
+        refuse_failed(np.asarray(counts)[:rows].reshape(obs.shape[:-1]))
+        return np.asarray(actions)[:rows].reshape(shape)
 
     def _goals(
         self, goal: np.ndarray | None, batch: tuple[int, ...], used: bool
-    ) -> Float[np.ndarray, "row goal"]:
+    ) -> Float[np.ndarray, "row goal"] | None:
         size = self.spec.goal
         if goal is None:
             if size and used:
                 raise UserError(f"{self.run} leads to goals; name one with goal=, {size} numbers")
-            return np.zeros((int(np.prod(batch)), size), np.float32)
+            return np.zeros((math.prod(batch), size), np.float32) if size else None
         if not size:
             raise UserError(f"{self.run} is of {self.env}, which takes no goal")
         goal = _numbers(goal, "a goal")
@@ -267,11 +326,8 @@ class Policy:
             )
         return np.broadcast_to(goal, (*batch, size)).reshape(-1, size)
 
-    def _weights(
-        self, weight: float | np.ndarray | None, samples: int, batch: tuple[int, ...]
-    ) -> np.ndarray:
-        if weight is None:
-            weight = self._default_weight(samples) if self._method.weights else 0.0
+    def _checked(self, weight: float | np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
+        """Return a weight for every row."""
         weights = _numbers(weight, "a weight")
         if weights.shape not in ((), batch):
             raise UserError(f"weight has shape {weights.shape} for observations of {batch}")
@@ -282,31 +338,64 @@ class Policy:
             )
         return weights
 
-    def _default_weight(self, samples: int) -> float:
-        if samples not in self._defaults:
-            chosen = self._chosen(samples)
+    def default_weight(self, samples: int = 1, steps: int | None = None) -> float:
+        """Return the weight that `act` takes by default.
+
+        It is the one that `qgf eval` chose for these very networks, this method, as many samples
+        and denoising steps; else, for a guided flow, `qgf.act.calibration.auto_weight`, which
+        reads the run's validation data. It is found once: call this before a control loop.
+
+        Raises:
+            UserError: there is none, RUN/eval.json is damaged, or the data are gone.
+        """
+        steps = denoising_steps(self._method, self._learners, steps)
+        if (samples, steps) not in self._weights:
+            if isinstance(self._chosen, UserError):
+                raise self._chosen
+            chosen = self._chosen.get((samples, steps))
             if chosen is None and self._method.guided:
                 # None adds the training-seed axis.
-                chosen = auto_weight(of_seed(self._learners, None), self._judge)
+                chosen = auto_weight(of_seed(self._learners, None), self._judge, steps)
             if chosen is None:
                 raise UserError(
                     f"no weight was chosen for {self.name} on {self.run} as it is here; give one "
                     f"or run `qgf eval {self.run} --method {self.name}`"
                 )
-            self._defaults[samples] = chosen
-        return self._defaults[samples]
+            self._weights[samples, steps] = chosen
+        return self._weights[samples, steps]
 
-    def _chosen(self, samples: int) -> float | None:
-        """Return the weight that RUN/eval.json chose for the same networks, method and samples."""
+    def _read_chosen(self) -> dict[tuple[int, int], float] | UserError:
+        """Return the weights that RUN/eval.json chose for the same networks and method.
+
+        They go by the numbers of samples and steps. An error is for those who ask for a weight.
+        """
         if not (self.run / "eval.json").exists():
-            return None
-        result = read_evaluation(self.run)
+            return {}
+        try:
+            result = read_evaluation(self.run)
+        except UserError as error:
+            return error
         found = result["methods"].get(self.name, {"settings": []})
-        rows = [row for row in found["settings"] if row["samples"] == samples]
-        searched = any(row["weight"] for row in rows)  # not the unguided policy alone
         theirs = result["learners"]
-        same = all(theirs.get(role) == self._hashes[role] for role in self._method.roles)
-        return choose(rows)["weight"] if searched and same else None
+        if any(theirs.get(role) != self._hashes[role] for role in self._method.roles):
+            return {}
+        steps = result["denoise_steps"] or denoising_steps(self._method, self._learners)
+        by_samples: dict[int, list] = {}
+        for row in found["settings"]:
+            by_samples.setdefault(row["samples"], []).append(row)
+        return {
+            (samples, steps): choose(rows)["weight"]
+            for samples, rows in by_samples.items()
+            if any(row["weight"] for row in rows)  # searched, not the unguided policy alone
+        }
+
+
+def _check_key(key: Any) -> None:
+    """Raise a UserError if it is no JAX key, of new or old style."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (shape == () if new else dtype == np.uint32 and shape == (2,)):
+        raise UserError(f"key must be one JAX key, as jax.random.key(0); got {key}")
 
 
 load = Policy

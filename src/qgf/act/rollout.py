@@ -5,6 +5,7 @@ All ways to act meet the same environment seeds and the same initial noise (pair
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from qgf.act.policy import noise_size, sample_actions
 from qgf.config import Spec
 from qgf.core.flow import FAILED
 from qgf.errors import UserError
-from qgf.methods.table import Learners, Method, at_goal, find_method
+from qgf.methods.table import CLONED, Learners, Method, find_method
 from qgf.tasks._workers import Reply, Workers
 
 SPLITS = ("tune", "test")
@@ -29,11 +30,20 @@ GOALS = 5  # that OGBench evaluates in every environment
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to act: method (or its name), weight, how many samples the critic chooses from."""
+    """One way to act: method (or its name), weight, how many samples the critic chooses from.
 
-    method: str | Method = "bc"
+    steps is the number T of denoising steps, by default that of training.
+    """
+
+    method: str | Method = CLONED
     weight: float = 0.0
     samples: int = 1
+    steps: int | None = None
+
+    @property
+    def unweighted(self) -> "Arm":
+        """All but the weight, of which each row of a batch may have another."""
+        return dataclasses.replace(self, weight=0.0)
 
 
 @dataclass(frozen=True)
@@ -100,28 +110,28 @@ def roll_out(
     outcomes = {job: Outcome() for job in jobs}
     groups = collections.defaultdict(list)
     for job in jobs:
-        groups[job.arm.method, job.arm.samples].append(job)
+        groups[job.arm.unweighted].append(job)
     own = contextlib.nullcontext(pool) if pool else Workers(env, slots, workers)
     with progress() as bar, own as pool:
         task = bar.add_task("evaluating", total=len(jobs), unit="episodes")
-        for (name, samples), group in groups.items():
-            act = actor(name, samples, learners, spec, seed)
+        for arm, group in groups.items():
+            act = actor(arm, learners, spec, seed)
             for _ in _pass(pool, act, spec, group, outcomes, slots, seed):
                 bar.advance(task)
     return outcomes
 
 
-def actor(name: str | Method, samples: int, learners: Learners, spec: Spec, seed: int) -> Callable:
-    """Return how a method acts.
+def actor(arm: Arm, learners: Learners, spec: Spec, seed: int) -> Callable:
+    """Return how an arm acts, whatever its weight.
 
-    That is (obs, goal, weight, start, turn) -> (actions, fallbacks), all [seed, row]; a goal
-    has no entries where none is asked for. A row without an action has FAILED fallbacks.
+    That is (obs, goal, weight, start, turn) -> (actions, fallbacks), all [seed, row]; the goal
+    is None where none is asked for. A row without an action has FAILED fallbacks.
     """
-    method = name if isinstance(name, Method) else find_method(name)
-    roles = {*method.roles} | ({"critic"} if samples > 1 else set())
+    method = arm.method if isinstance(arm.method, Method) else find_method(arm.method)
+    roles = {*method.roles} | ({"critic"} if arm.samples > 1 else set())
     used = {role: learners[role] for role in learners if role in roles}
-    shape = (samples, noise_size(method, used, spec))
-    return partial(_act, method, used, jax.random.key(seed), shape)
+    shape = (arm.samples, noise_size(method, used, spec))
+    return partial(_act, method, used, jax.random.key(seed), shape, arm.steps)
 
 
 def _pass(
@@ -139,7 +149,7 @@ def _pass(
     queues = [collections.deque(job for job in jobs if job.seed == i) for i in range(seeds)]
     running: list[Job | None] = [None] * (seeds * rows)
     obs = np.zeros((seeds, rows, spec.obs), np.float32)
-    goal = np.zeros((seeds, rows, spec.goal), np.float32)
+    goal = np.zeros((seeds, rows, spec.goal), np.float32) if spec.goal else None
     weight = np.zeros((seeds, rows), np.float32)
     start, turn = np.zeros((2, seeds, rows), np.int32)
     while True:
@@ -167,7 +177,7 @@ def _pass(
         for slot, reply in pool.request(requests).items():
             job, at = running[slot], divmod(slot, rows)
             obs[at] = reply.obs
-            if spec.goal and turn[at] < 0:
+            if goal is not None and turn[at] < 0:
                 goal[at] = reply.goal
             turn[at] += 1
             outcomes[job].add(reply)
@@ -182,8 +192,9 @@ def _act(
     learners: Learners,
     key: PRNGKeyArray,
     shape: tuple[int, int],
+    steps: int | None,
     obs: Float[Array, "seed row obs"],
-    goal: Float[Array, "seed row goal"],
+    goal: Float[Array, "seed row goal"] | None,
     weight: Float[Array, "seed row"],
     start: Int[Array, "seed row"],
     turn: Int[Array, "seed row"],
@@ -197,8 +208,8 @@ def _act(
     def act(one: tuple) -> tuple[Float[Array, "row action"], Int[Array, " row"]]:
         arrays, obs, goal, weight, start, turn = one
         noises = jax.vmap(noise, out_axes=1)(start, turn)
-        learners = at_goal(eqx.combine(arrays, static), goal)
-        return sample_actions(method, learners, obs, noises, weight)
+        learners = eqx.combine(arrays, static)
+        return sample_actions(method, learners, obs, noises, weight, goal=goal, steps=steps)
 
     # Not vmap: it would turn the critic's choice of rows into doing all choices.
     return jax.lax.map(act, (arrays, obs, goal, weight, start, turn))

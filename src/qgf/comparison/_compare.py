@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qgf.act.rollout import actor
+from qgf.act.rollout import Arm, actor
 from qgf.comparison._costs import count, milliseconds
 from qgf.comparison.leaderboard import leaderboard, write_leaderboard
 from qgf.comparison.protocol import (
@@ -31,7 +31,7 @@ from qgf.data.manifest import load_manifest
 from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluation._evaluate import figures
 from qgf.files import locked, read_value, write_value
-from qgf.methods.table import canonical, find_method, kinds_of, settings
+from qgf.methods.table import CLONED, canonical, find_method, kinds_of, settings
 from qgf.run._evaluation import choose
 from qgf.run.checkpoint import of_seed
 from qgf.tasks.ogbench.envs import EnvName
@@ -55,7 +55,7 @@ def compare(
 
     Args:
         envs: single-task environments.
-        methods: names of METHODS; "bc" is always among them.
+        methods: names of METHODS; CLONED is always among them.
         data: one folder for every data set that the environments need.
         out: folder of all runs and results; what it holds already is reused.
         seeds: training seeds.
@@ -72,7 +72,7 @@ def compare(
     check_counts({"workers": workers, "slots": slots})
     check_seed("the evaluation's seed", seed)
     envs = tuple(dict.fromkeys(envs))
-    names = tuple(dict.fromkeys(canonical(name) for name in ("bc", *methods)))
+    names = tuple(dict.fromkeys(canonical(name) for name in (CLONED, *methods)))
     counts = {"tune": tune_episodes, "test": episodes}
     folders = _folders(envs, data)
     plan = Plan(Path(out), folders, config, tuple(seeds), counts, workers, slots, seed)
@@ -156,7 +156,7 @@ def _cost(plan: Plan, name: str, env: str) -> dict:
         return read_value(path)
     one = of_seed(learners(plan, name, env), slice(1))
     weight, samples = settings(name)[-1]
-    act = actor(method, samples, one, sizes, 0)
+    act = actor(Arm(method, samples=samples), one, sizes, 0)
     runs = {run_folder(plan, source(method, name, role), env) for role in kinds_of(method)}
     seconds = [run / "seconds.json" for run in runs]
     known = all(file.exists() for file in seconds)

@@ -11,7 +11,7 @@ import numpy as np
 from qgf.act.policy import noise_size, sample_actions
 from qgf.comparison._flops import Operations, operations
 from qgf.config import Spec
-from qgf.methods.table import Learners, Method, at_goal
+from qgf.methods.table import Learners, Method
 
 CALLS = 20  # timed calls
 
@@ -19,7 +19,7 @@ CALLS = 20  # timed calls
 def milliseconds(act: Callable, spec: Spec, weight: float, batch: int) -> float:
     """Return the median time of a call for `batch` observations."""
     obs = np.zeros((1, batch, spec.obs), np.float32)
-    goal = np.zeros((1, batch, spec.goal), np.float32)
+    goal = np.zeros((1, batch, spec.goal), np.float32) if spec.goal else None
     weights, numbers = np.full((1, batch), weight, np.float32), np.zeros((1, batch), np.int32)
     times = []
     for _ in range(1 + CALLS):
@@ -42,13 +42,18 @@ def count(
     """
     arrays, static = eqx.partition(learners, eqx.is_array)
     noise = (samples, 1, noise_size(method, learners, sizes))
-    unknown = (arrays, jnp.zeros((1, sizes.obs)), jnp.zeros((1, sizes.goal)), jnp.zeros(noise))
+    goal = jnp.zeros((1, sizes.goal)) if sizes.goal else None
+    unknown = (arrays, jnp.zeros((1, sizes.obs)), goal, jnp.zeros(noise))
     unknown = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), unknown)
 
     def act(
-        arrays: Learners, obs: jax.Array, goal: jax.Array, noise: jax.Array, weight: jax.Array
+        arrays: Learners,
+        obs: jax.Array,
+        goal: jax.Array | None,
+        noise: jax.Array,
+        weight: jax.Array,
     ) -> jax.Array:
-        held = at_goal(eqx.combine(arrays, static), goal)
-        return sample_actions(method, held, obs, noise, weight)[0]
+        held = eqx.combine(arrays, static)
+        return sample_actions(method, held, obs, noise, weight, goal=goal)[0]
 
     return operations(act, *unknown, jnp.full(1, weight))

@@ -19,7 +19,7 @@ from qgf.evaluation.statistics import (
     wilson_interval,
 )
 from qgf.files import atomic_open, write_json
-from qgf.methods.table import find_method
+from qgf.methods.table import CLONED, GUIDED, find_method
 from qgf.reports._page import Page
 from qgf.tasks.ogbench.envs import EnvName
 
@@ -83,7 +83,7 @@ def leaderboard(entries: list[dict], costs: dict[str, dict[str, dict]], facts: d
     for env in sorted({entry["env"] for entry in entries}):
         found = {entry["method"]: entry for entry in entries if entry["env"] == env}
         wins = {name: np.asarray(entry["episodes"]) > 0 for name, entry in found.items()}
-        tasks[env] = {name: _task(found[name], wins[name], wins.get("bc")) for name in found}
+        tasks[env] = {name: _task(found[name], wins[name], wins.get(CLONED)) for name in found}
         stacked = np.stack([*wins.values()])
         drawn = resample(stacked, RESAMPLES, random)
         # The measured rates stand before the resampled ones, so that both are aggregated alike.
@@ -94,7 +94,7 @@ def leaderboard(entries: list[dict], costs: dict[str, dict[str, dict]], facts: d
     for domain in sorted({EnvName.parse(env).dataset for env in tasks}):
         inside = {env: rates[env] for env in tasks if EnvName.parse(env).dataset == domain}
         domains[domain] = {"tasks": [*inside], "methods": _aggregate(inside)}
-    methods = sorted(overall, key=lambda name: (name != "bc", -overall[name]["mean"]))
+    methods = sorted(overall, key=lambda name: (name != CLONED, -overall[name]["mean"]))
     found = {"methods": methods, "overall": overall, "domains": domains, "tasks": tasks}
     return found | {"costs": costs, "facts": facts}
 
@@ -112,7 +112,7 @@ def _task(
         "seed_success": wins.mean(1).tolist(),
         "return": float(np.mean(entry["returns"])),
     }
-    if bc is not None and entry["method"] != "bc":
+    if bc is not None and entry["method"] != CLONED:
         difference, interval = paired_difference(wins, bc, RESAMPLES)
         figures |= {"difference": difference, "difference_ci95": interval}
     return figures | {key: entry[key] for key in ("weight", "samples", "fallbacks", "tune")}
@@ -127,9 +127,9 @@ def _aggregate(rates: dict[str, Rates]) -> dict[str, dict]:
         figures[name] = {"tasks": len(mine)}
         figures[name] |= _with_interval("mean", np.mean([task.mean(1) for task in mine], axis=0))
         figures[name] |= _with_interval("iqm", interquartile_mean(scores))
-        common = [task for task in rates.values() if {"qgf", name} <= task.keys()]
-        if common and name != "qgf":
-            better = [improvement_probability(task["qgf"], task[name]) for task in common]
+        common = [task for task in rates.values() if {GUIDED, name} <= task.keys()]
+        if common and name != GUIDED:
+            better = [improvement_probability(task[GUIDED], task[name]) for task in common]
             figures[name] |= _with_interval("qgf_improves", np.mean(better, axis=0))
             figures[name]["qgf_improves_tasks"] = len(common)
     return figures
@@ -273,7 +273,7 @@ def _html(section: Section) -> str:
     rows = []
     for row in section.rows:
         cells = [re.sub(" (to|of) ", "\u00a0\\1\u00a0", escape(cell)) for cell in row]
-        kind = ' class="chosen"' if row[0] == "qgf" else ""
+        kind = ' class="chosen"' if row[0] == GUIDED else ""
         rows.append(f"<tr{kind}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{escape(name)}</th>" for name in section.head)
     head = f"<thead><tr>{head}</tr></thead>" if any(section.head) else ""
@@ -297,8 +297,8 @@ def _figure(result: dict) -> Figure:
         spread = np.maximum([value - low, high - value], 0)
         style = {"color": color, "marker": marker, "linestyle": "", "capsize": 3}
         axes.errorbar(value, places + shift, xerr=spread, label=label, **style)
-    if "bc" in overall:
-        axes.axvline(overall["bc"]["mean"], color="#555555", lw=1, ls="--", label="BC's mean")
+    if CLONED in overall:
+        axes.axvline(overall[CLONED]["mean"], color="#555555", lw=1, ls="--", label="BC's mean")
     tasks = (overall[name]["tasks"] for name in names)
     parts = ("" if n == total else f" ({n} of {total} tasks)" for n in tasks)
     axes.set_yticks(places, [name + part for name, part in zip(names, parts, strict=True)])

@@ -35,7 +35,8 @@ from qgf.data.goals import GoalBatch
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import table
 from qgf.files import read_record, read_value, write_record, write_value
-from qgf.methods.table import METHODS, Learners, Method, at_goal, find_method, kinds_of
+from qgf.learners import DEFAULT_KINDS
+from qgf.methods.table import CLONED, METHODS, Learners, Method, find_method, kinds_of, needs_task
 from qgf.run._validation import validation_batch
 from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
 from qgf.run.trainer import train
@@ -195,13 +196,13 @@ def _opinion(
     noise: Array,
     weight: Array,
 ) -> tuple[Float[Array, "2"], Int[Array, "2 row"]]:
-    base, learners = (at_goal(each, batch.goal) for each in (base, learners))
-    obs = batch.obs
-    actions, counts = sample_actions(method, learners, obs, noise, jnp.full(len(obs), weight))
+    obs, goal = batch.obs, batch.goal
+    weights = jnp.full(len(obs), weight)
+    actions, counts = sample_actions(method, learners, obs, noise, weights, goal=goal)
     first = noise[:1, :, : actions.shape[1]]  # more noise is that of later steps
-    plain, failed = sample_actions(METHODS["bc"], base, obs, first, jnp.zeros(len(obs)))
-    q = base["critic"].critic
-    gain = (q(obs, actions) - q(obs, plain)).mean()
+    plain, failed = sample_actions(METHODS[CLONED], base, obs, first, 0 * weights, goal=goal)
+    q = base["critic"].bind(obs, goal)
+    gain = (q(actions) - q(plain)).mean()
     opinion = jnp.stack([gain, jnp.sqrt(jnp.square(actions - plain).mean())])
     return opinion, jnp.stack([counts, failed])
 
@@ -216,13 +217,15 @@ def learners(plan: Plan, name: str, env: str) -> Learners:
 
 
 def source(method: Method, name: str, role: str) -> str:
-    """Return the run that holds a method's learner: "policy", "critic", or a method's own."""
-    kind = kinds_of(method)[role]
-    if kind in ("bc", "iql"):
+    """Return the run that holds a method's learner: its role, or the method it is trained for.
+
+    Of the methods that need the same learners that is a train-time one, or else the first.
+    """
+    kinds = kinds_of(method)
+    if kinds[role] == DEFAULT_KINDS.get(role):
         return role
-    if method.critic == "bootstrapped":
-        return "qam-bootstrapped"
-    return "qgf-distill" if kind == "distill" else name
+    same = [other for other, one in METHODS.items() if kinds_of(one) == kinds] or [name]
+    return min(same, key=lambda other: METHODS[other].kind != "train-time")
 
 
 def run_folder(plan: Plan, what: str, env: str) -> Path:
@@ -233,15 +236,16 @@ def run_folder(plan: Plan, what: str, env: str) -> Path:
     task = "goals" if name.oraclerep else f"task{name.task or 'default'}"
     options: dict
     if what == "policy":
-        env, path, options = dataset, folder / "policy", {"method": "bc"}
-    elif what == "qgf-distill":
-        base = run_folder(plan, "policy", env)
-        env, path, options = dataset, folder / what, {"method": what, "base": base}
+        options = {"method": CLONED}
     elif what == "critic":
-        path, options = folder / task / what, {"policy": run_folder(plan, "policy", env)}
+        options = {"policy": run_folder(plan, "policy", env)}
     else:
-        base = run_folder(plan, "critic", env)
-        path, options = folder / task / what, {"method": what, "base": base}
+        own = {r: k for r, k in kinds_of(METHODS[what]).items() if k != DEFAULT_KINDS.get(r)}
+        base = "critic" if needs_task(own) else "policy"
+        options = {"method": what, "base": run_folder(plan, base, env)}
+    # What no critic enters is trained once for all tasks of a domain.
+    free = what == "policy" or (what != "critic" and base == "policy")
+    env, path = (dataset, folder / what) if free else (env, folder / task / what)
     train_to_end(plan, env, path, plan.config, **options)
     return path
 

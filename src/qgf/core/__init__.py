@@ -11,12 +11,12 @@ from qgf.core.flow import (
     euler_counting as euler_counting,
     flow_matching_loss as flow_matching_loss,
     refuse_failed as refuse_failed,
+    reversed_time as reversed_time,
 )
 from qgf.core.guidance import (
     ESTIMATORS as ESTIMATORS,
     Action as Action,
     Estimator as Estimator,
-    Obs as Obs,
     guided_sample as guided_sample,
     guided_sample_counting as guided_sample_counting,
     qgf as qgf,

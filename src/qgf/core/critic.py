@@ -5,7 +5,7 @@ from typing import Literal, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.core._smaller_q import smaller_q
 from qgf.core.networks import MLP
@@ -13,11 +13,9 @@ from qgf.core.networks import MLP
 
 @runtime_checkable
 class Critic(Protocol):
-    """Any function q(obs, action) -> values; all arrays lead with the batch axis."""
+    """Any function q(action) -> values of a critic at given observations, one a row."""
 
-    def __call__(
-        self, obs: PyTree, action: Float[Array, "batch *action"]
-    ) -> Float[Array, " batch"]: ...
+    def __call__(self, action: Float[Array, "batch *action"]) -> Float[Array, " batch"]: ...
 
 
 class Ensemble(eqx.Module):
@@ -74,25 +72,6 @@ def ensemble_critic(
     if how == "min" and len(ensemble.members) == 2:
         return smaller_q(*ensemble.members, obs, action)
     return aggregate(ensemble(obs, action), how)
-
-
-class AtGoal(eqx.Module):
-    """A goal-conditioned ensemble whose goals are fixed, one a row: a critic like any other."""
-
-    ensemble: Ensemble
-    goal: Float[Array, "row goal"]
-    aggregation: Aggregation = eqx.field(static=True)
-
-    def critic(
-        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
-    ) -> Float[Array, " batch"]:
-        """Return the aggregated Q(s, a, goal).
-
-        The rows of obs may be those of the goals n times over, as n samples a row tile them.
-        """
-        goal = jnp.tile(self.goal, (len(obs) // len(self.goal), 1))
-        state = jnp.concatenate([obs, goal], -1)
-        return ensemble_critic(self.ensemble, self.aggregation, state, action)
 
 
 def expectile_loss(difference: Float[Array, " batch"], expectile: float) -> Float[Array, " batch"]:

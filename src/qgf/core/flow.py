@@ -8,6 +8,7 @@ instead of a count. `refuse_failed` makes that a UserError as soon as the counts
 """
 
 import operator
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -30,13 +31,10 @@ Sampled = tuple[Float[Array, "batch *action"], Int[Array, " batch"]]
 
 @runtime_checkable
 class Velocity(Protocol):
-    """Any function v(obs, action, t) -> velocity; all arrays lead with the batch axis."""
+    """Any function v(action, t) -> velocity of a policy at given observations, one a row."""
 
     def __call__(
-        self,
-        obs: PyTree,
-        action: Float[Array, "batch *action"],
-        t: Float[Array, " batch"],
+        self, action: Float[Array, "batch *action"], t: Float[Array, " batch"]
     ) -> Float[Array, "batch *action"]: ...
 
 
@@ -57,6 +55,19 @@ class FlowPolicy(eqx.Module):
         t: Float[Array, " batch"],
     ) -> Float[Array, "batch action"]:
         return self.mlp(obs, jnp.concatenate([action, time_embedding(t)], axis=-1))
+
+    def bind(self, obs: Float[Array, "batch obs"], repeats: int = 1) -> Velocity:
+        """Return the velocity at these observations, `repeats` times over."""
+        return partial(self, repeat_rows(obs, repeats))
+
+
+def reversed_time(velocity: Velocity) -> Velocity:
+    """Return our velocity of a flow whose time runs the other way, or that of ours.
+
+    Where t = 1 is noise and t = 0 the action (as in LeRobot and openpi), a_t = t a_noise +
+    (1 − t) a_action and networks give a_noise − a_action.
+    """
+    return lambda action, t: -velocity(action, 1 - t)
 
 
 def draw_path(
@@ -85,34 +96,29 @@ def draw_path(
 
 def flow_matching_loss(
     velocity: Velocity,
-    obs: PyTree,
     action: Float[Array, "batch *action"],
     key: PRNGKeyArray,
     *,
     times: Literal["uniform", "grid"] = "uniform",
     steps: int = 10,
 ) -> Float[Array, ""]:
-    """Return the mean of ‖v(s, a_t, t) − (a_1 − a_0)‖² over batch and action dimensions.
+    """Return the mean of ‖v(a_t, t) − (a_1 − a_0)‖² over batch and action dimensions.
 
     Args:
         action: the clean actions a_1, in [-1, 1].
         times, steps: as in `draw_path`.
     """
     noisy, t, target = draw_path(action, key, times=times, steps=steps)
-    return jnp.mean(jnp.square(velocity(obs, noisy, t) - target))
+    return jnp.mean(jnp.square(velocity(noisy, t) - target))
 
 
 def euler(
-    velocity: Velocity,
-    obs: PyTree,
-    noise: Float[Array, "batch *action"],
-    *,
-    steps: int = 10,
+    velocity: Velocity, noise: Float[Array, "batch *action"], *, steps: int = 10
 ) -> Float[Array, "batch *action"]:
     """Carry noise to actions in `steps` Euler steps and clip them to [-1, 1].
 
     Args:
-        velocity, obs, noise, steps: as in `qgf.core.guidance.guided_sample`.
+        velocity, noise, steps: as in `qgf.core.guidance.guided_sample`.
 
     Returns:
         Actions in [-1, 1]; inside jit 0 for a row whose velocity was not finite.
@@ -120,25 +126,21 @@ def euler(
     Raises:
         UserError: an argument that does not fit; outside jit, a velocity that was not finite.
     """
-    action, failed = euler_counting(velocity, obs, noise, steps=steps)
+    action, failed = euler_counting(velocity, noise, steps=steps)
     refuse_failed(failed)
     return action
 
 
 def euler_counting(
-    velocity: Velocity,
-    obs: PyTree,
-    noise: Float[Array, "batch *action"],
-    *,
-    steps: int = 10,
+    velocity: Velocity, noise: Float[Array, "batch *action"], *, steps: int = 10
 ) -> Sampled:
     """Return the actions of `euler`, and for each row 0, or FAILED where it has none."""
-    noise = checked_noise(obs, noise)
+    noise = checked_noise(noise)
     steps = checked_count(steps, "steps")
     velocity = checked_velocity(velocity)
 
     def step(action: Array, time: Array) -> tuple[Array, None]:
-        return action + velocity(obs, action, jnp.full(len(noise), time)) / steps, None
+        return action + velocity(action, jnp.full(len(noise), time)) / steps, None
 
     action, _ = jax.lax.scan(step, noise, flow_times(steps, noise.dtype))
     return bounded(action)
@@ -179,15 +181,14 @@ def per_row(
 
 def repeat_rows(tree: PyTree, n: int) -> PyTree:
     """Return every array of a tree n times over, along its batch axis."""
-    return jax.tree.map(lambda x: jnp.tile(x, (n, *[1] * (x.ndim - 1))), tree)
+    return tree if n == 1 else jax.tree.map(lambda x: jnp.tile(x, (n, *[1] * (x.ndim - 1))), tree)
 
 
-def checked_noise(obs: PyTree, noise: Any, what: str = "noise") -> Float[Array, "batch *action"]:
+def checked_noise(noise: Any, what: str = "noise") -> Float[Array, "batch *action"]:
     """Return noise as an array.
 
     Raises:
-        UserError: it is none of floats, or obs has other rows; where it is known (not in jit),
-            it is not finite.
+        UserError: it is none of floats; where it is known (not in jit), it is not finite.
     """
     try:
         given = jnp.asarray(noise)
@@ -198,24 +199,11 @@ def checked_noise(obs: PyTree, noise: Any, what: str = "noise") -> Float[Array, 
             f"{what} must be floating numbers of shape (batch, …), got {given.dtype} of shape "
             f"{given.shape}"
         )
-    checked_rows(obs, len(given), what)
     if not isinstance(given, jax.core.Tracer):
         finite = np.isfinite(np.asarray(given))
         if not finite.all():
             raise UserError(f"{what} must be finite, but row {np.argwhere(~finite)[0, 0]} is not")
     return given
-
-
-def checked_rows(obs: PyTree, rows: int, like: str) -> None:
-    """Raise a UserError if a part of obs is no array of so many rows."""
-    for leaf in jax.tree.leaves(obs):
-        shape = getattr(leaf, "shape", None)
-        if shape is None or shape[:1] != (rows,):
-            got = type(leaf).__name__ if shape is None else f"shape {shape}"
-            raise UserError(
-                f"every part of obs must be an array of {rows} rows, one for each of {like}; "
-                f"got {got}"
-            )
 
 
 def checked_count(n: Any, what: str) -> int:
@@ -232,8 +220,8 @@ def checked_count(n: Any, what: str) -> int:
 def checked_velocity(velocity: Velocity) -> Velocity:
     """Return the velocity with results in the action's dtype. UserError if they do not fit."""
 
-    def checked(obs: PyTree, action: Array, t: Array) -> Array:
-        v = checked_result(velocity(obs, action, t), action.shape, "velocity")
+    def checked(action: Array, t: Array) -> Array:
+        v = checked_result(velocity(action, t), action.shape, "velocity")
         return v.astype(action.dtype)
 
     return checked

@@ -16,7 +16,7 @@ Jacobian J of that place with respect to the noisy action a through which it com
     qgf-jacobian-ortho        â₁                              Oᵀ∇Q, O the orthogonal nearest J
     qgf-jacobian-smooth       â₁                              Jᵀ∇Q, J averaged around a
 
-An estimator takes (velocity, critic, obs, a, t, steps), where `steps` is the number T of Euler
+An estimator takes (velocity, critic, a, t, steps), where `steps` is the number T of Euler
 steps of the grid that t lies on, and returns (v, g) for every row. A J taken is that of the
 clip too, as in the authors' implementation: a dimension that the clip cut off gets nothing
 through it, whereas ∇Q as if J = I is not zeroed by the clip.
@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from qgf.core.critic import Critic
 from qgf.core.flow import (
@@ -45,24 +45,22 @@ from qgf.core.flow import (
     flow_times,
     per_row,
     refuse_failed,
-    repeat_rows,
 )
 from qgf.errors import UserError
 
-Obs = PyTree
 Action = Float[Array, "batch *action"]
 Time = Float[Array, " batch"]
-Estimator = Callable[[Velocity, Critic, Obs, Action, Time, int], tuple[Action, Action]]
+Estimator = Callable[[Velocity, Critic, Action, Time, int], tuple[Action, Action]]
 
 
-def q_gradient(critic: Critic, obs: Obs, action: Action) -> Action:
-    """Return every row's ∇_a Q(s, a)."""
-    return jax.grad(lambda action: q_values(critic, obs, action).sum())(action)
+def q_gradient(critic: Critic, action: Action) -> Action:
+    """Return every row's ∇Q(a)."""
+    return jax.grad(lambda action: q_values(critic, action).sum())(action)
 
 
-def q_values(critic: Critic, obs: Obs, action: Action) -> Float[Array, " batch"]:
-    """Return every row's Q(s, a). UserError if the critic does not give one number per row."""
-    return checked_result(critic(obs, action), action.shape[:1], "critic")
+def q_values(critic: Critic, action: Action) -> Float[Array, " batch"]:
+    """Return every row's Q(a). UserError if the critic does not give one number per row."""
+    return checked_result(critic(action), action.shape[:1], "critic")
 
 
 def one_step_clean(action: Action, v: Action, t: Time) -> Action:
@@ -71,24 +69,24 @@ def one_step_clean(action: Action, v: Action, t: Time) -> Action:
 
 
 def qgf(
-    velocity: Velocity, critic: Critic, obs: Obs, action: Action, t: Time, steps: int
+    velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
 ) -> tuple[Action, Action]:
     """QGF (Algorithm 1): ∇Q at the one-step clean action, its Jacobian taken as I."""
-    v = velocity(obs, action, t)
-    return v, q_gradient(critic, obs, one_step_clean(action, v, t))
+    v = velocity(action, t)
+    return v, q_gradient(critic, one_step_clean(action, v, t))
 
 
 def qfql(
-    velocity: Velocity, critic: Critic, obs: Obs, action: Action, t: Time, steps: int
+    velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
 ) -> tuple[Action, Action]:
     """QFQL ("OOD"): ∇Q at the noisy action, where no critic was trained; it is not clipped."""
-    return velocity(obs, action, t), q_gradient(critic, obs, action)
+    return velocity(action, t), q_gradient(critic, action)
 
 
 def bptt(
-    velocity: Velocity, critic: Critic, obs: Obs, action: Action, t: Time, steps: int
+    velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
 ) -> tuple[Action, Action]:
-    """Backpropagation through time: ∇_a Q(s, clip(ODE_{t→1}(a))) through all Euler steps left.
+    """Backpropagation through time: ∇_a Q(clip(ODE_{t→1}(a))) through all Euler steps left.
 
     Args:
         t: the same k/steps for all rows.
@@ -97,11 +95,11 @@ def bptt(
     left = steps - 1 - _index(t, steps)  # Euler steps after this one
 
     def run(action: Array, first: Array, length: int) -> Array:
-        step = lambda a, k: (_euler_step(velocity, obs, a, k, t, steps), None)  # noqa: E731
+        step = lambda a, k: (_euler_step(velocity, a, k, t, steps), None)  # noqa: E731
         return jax.lax.scan(step, action, first + jnp.arange(length))[0]
 
     def clean(action: Array) -> tuple[Array, Array]:
-        v = velocity(obs, action, t)
+        v = velocity(action, t)
         a1 = action + v / steps
         # Exactly the steps left, in runs of …, 8, 4, 2, 1: their lengths must be static, and
         # one branch for every `left` would keep less memory but compile for half a minute.
@@ -112,38 +110,37 @@ def bptt(
         return jnp.clip(a1, -1, 1), v
 
     a1, pullback, v = jax.vjp(clean, action, has_aux=True)
-    return v, pullback(q_gradient(critic, obs, a1))[0]
+    return v, pullback(q_gradient(critic, a1))[0]
 
 
 def qgf_chain(
-    velocity: Velocity, critic: Critic, obs: Obs, action: Action, t: Time, steps: int
+    velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
 ) -> tuple[Action, Action]:
     """QGF-chain: ∇Q at a₁ = clip(ODE_{t→1}(a)), the Jacobian of the chain taken as I.
 
     Args:
         t: the same k/steps for all rows.
     """
-    v = velocity(obs, action, t)
+    v = velocity(action, t)
     a1 = jax.lax.fori_loop(
         _index(t, steps) + 1,
         steps,
-        lambda k, a: _euler_step(velocity, obs, a, k, t, steps),
+        lambda k, a: _euler_step(velocity, a, k, t, steps),
         action + v / steps,
     )
-    return v, q_gradient(critic, obs, jnp.clip(a1, -1, 1))
+    return v, q_gradient(critic, jnp.clip(a1, -1, 1))
 
 
 def qgf_jacobian(
-    velocity: Velocity, critic: Critic, obs: Obs, action: Action, t: Time, steps: int
+    velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
 ) -> tuple[Action, Action]:
     """QGF-Jacobian: Jᵀ∇Q at the one-step clean action, J = ∂â₁/∂a."""
-    return qgf_jacobian_regularized(velocity, critic, obs, action, t, steps, identity=0.0)
+    return qgf_jacobian_regularized(velocity, critic, action, t, steps, identity=0.0)
 
 
 def qgf_jacobian_regularized(
     velocity: Velocity,
     critic: Critic,
-    obs: Obs,
     action: Action,
     t: Time,
     steps: int,
@@ -157,16 +154,16 @@ def qgf_jacobian_regularized(
     """
 
     def clean(action: Array) -> tuple[Array, Array]:
-        v = velocity(obs, action, t)
+        v = velocity(action, t)
         return one_step_clean(action, v, t), v
 
     a1, pullback, v = jax.vjp(clean, action, has_aux=True)
-    g = q_gradient(critic, obs, a1)
+    g = q_gradient(critic, a1)
     return v, (1 - identity) * pullback(g)[0] + identity * g
 
 
 def qgf_jacobian_ortho(
-    velocity: Velocity, critic: Critic, obs: Obs, action: Action, t: Time, steps: int
+    velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
 ) -> tuple[Action, Action]:
     """QGF-Jacobian-Ortho: Oᵀ∇Q with O = UVᵀ, the orthogonal matrix nearest J = UΣVᵀ.
 
@@ -175,8 +172,8 @@ def qgf_jacobian_ortho(
     """
     shape, size = action.shape, math.prod(action.shape[1:])
     flat = lambda x: x.reshape(len(x), size)  # noqa: E731
-    v, pullback = jax.vjp(lambda a: flat(velocity(obs, a.reshape(shape), t)), flat(action))
-    g = q_gradient(critic, obs, one_step_clean(action, v.reshape(shape), t))
+    v, pullback = jax.vjp(lambda a: flat(velocity(a.reshape(shape), t)), flat(action))
+    g = q_gradient(critic, one_step_clean(action, v.reshape(shape), t))
     eye = jnp.eye(size, dtype=action.dtype)
     unit = jnp.broadcast_to(eye[:, None], (size, *v.shape))
     dv_da = jnp.swapaxes(jax.vmap(pullback)(unit)[0], 0, 1)
@@ -189,7 +186,6 @@ def qgf_jacobian_ortho(
 def qgf_jacobian_smooth(
     velocity: Velocity,
     critic: Critic,
-    obs: Obs,
     action: Action,
     t: Time,
     steps: int,
@@ -205,23 +201,20 @@ def qgf_jacobian_smooth(
     """
     shape = (samples, 1, *action.shape[1:])
     perturbation = scale * jax.random.normal(jax.random.key(0), shape, action.dtype)
-    obs_tiled, t_tiled = repeat_rows((obs, t), samples)
 
     def clean(action: Array) -> Array:
-        around = (action + perturbation).reshape(-1, *action.shape[1:])
-        return one_step_clean(around, velocity(obs_tiled, around, t_tiled), t_tiled)
+        one = lambda around: one_step_clean(around, velocity(around, t), t)  # noqa: E731
+        return jax.vmap(one)(action + perturbation)
 
-    v = velocity(obs, action, t)
-    g = q_gradient(critic, obs, one_step_clean(action, v, t))
+    v = velocity(action, t)
+    g = q_gradient(critic, one_step_clean(action, v, t))
     _, pullback = jax.vjp(clean, action)
-    return v, pullback(repeat_rows(g / samples, samples))[0]
+    return v, pullback(jnp.broadcast_to(g / samples, (samples, *g.shape)))[0]
 
 
-def _euler_step(
-    velocity: Velocity, obs: Obs, action: Array, k: Array | int, t: Array, steps: int
-) -> Array:
+def _euler_step(velocity: Velocity, action: Array, k: Array | int, t: Array, steps: int) -> Array:
     """Return the action after Euler step k; t only lends its shape."""
-    return action + velocity(obs, action, jnp.full_like(t, k / steps)) / steps
+    return action + velocity(action, jnp.full_like(t, k / steps)) / steps
 
 
 def _index(t: Array, steps: int) -> Array:
@@ -244,7 +237,6 @@ ESTIMATORS: dict[str, Estimator] = {
 def guided_sample(
     velocity: Velocity,
     critic: Critic,
-    obs: Obs,
     noise: Action,
     weight: float | Float[Array, ""] | Float[Array, " batch"],
     *,
@@ -254,15 +246,15 @@ def guided_sample(
     """Carry noise to actions, pushing every Euler step by `weight` times the critic's gradient.
 
     Args:
-        velocity: any function v(obs, action, t) -> velocity, trained with t = 0 as noise.
-        critic: any function q(obs, action) -> values of shape (batch,).
-        obs: what the two functions are given: any tree of arrays that lead with the batch axis.
+        velocity: any function v(action, t) -> velocity, with t = 0 as noise, of a policy at given
+            observations: `lambda a, t: policy(obs, a, t)`. (`reversed_time` turns another.)
+        critic: any function q(action) -> values of shape (batch,) there: `lambda a: q(obs, a)`.
         noise: draws of N(0, I) in the shape of the actions: (batch, …). Sampling goes on in its
             floating dtype, whatever those of the velocity and the critic are.
         weight: w = 1/β in units of 1/Q, one number or one per row; 0 is the policy itself,
             below 0 leads to low Q.
         steps: Euler steps T.
-        estimator: (velocity, critic, obs, action, t, steps) -> (velocity, gradient). t, of
+        estimator: (velocity, critic, action, t, steps) -> (velocity, gradient). t, of
             shape (batch,), is float32 or what noise is, if that is wider.
 
     Returns:
@@ -275,7 +267,7 @@ def guided_sample(
             finite in the dtype of noise; outside jit, a velocity that was not finite.
     """
     action, unguided = guided_sample_counting(
-        velocity, critic, obs, noise, weight, steps=steps, estimator=estimator
+        velocity, critic, noise, weight, steps=steps, estimator=estimator
     )
     refuse_failed(unguided)
     return action
@@ -284,7 +276,6 @@ def guided_sample(
 def guided_sample_counting(
     velocity: Velocity,
     critic: Critic,
-    obs: Obs,
     noise: Action,
     weight: float | Float[Array, ""] | Float[Array, " batch"],
     *,
@@ -298,14 +289,14 @@ def guided_sample_counting(
     was not finite, at the noise or where the pushes led it, has the action 0 and the count
     `FAILED` of qgf.core, in jit and outside; `refuse_failed` there makes that a UserError.
     """
-    noise = checked_noise(obs, noise)
+    noise = checked_noise(noise)
     steps = checked_count(steps, "steps")
     weight = per_row(checked_weight(weight, noise), noise)
     inner = checked_velocity(velocity)
     rows, entries = noise.shape[:1], tuple(range(1, noise.ndim))
 
     def step(action: Array, time: Array) -> tuple[Array, Array]:
-        estimated = estimator(inner, critic, obs, action, jnp.full(rows, time), steps)
+        estimated = estimator(inner, critic, action, jnp.full(rows, time), steps)
         v, g = (checked_result(x, noise.shape, "estimator").astype(noise.dtype) for x in estimated)
         push = weight * g
         # The norm, because a push too long to be squared would break the next velocity.
@@ -318,7 +309,7 @@ def guided_sample_counting(
         return bounded(action, unguided.sum(0, dtype=jnp.int32))
 
     # Without any weight it is the policy itself, to the last bit and without the critic's cost.
-    plain = partial(euler_counting, velocity, obs, noise, steps=steps)
+    plain = partial(euler_counting, velocity, noise, steps=steps)
     return jax.lax.cond(weight.any(), guided, plain) if len(noise) else plain()
 
 

@@ -19,7 +19,16 @@ from qgf.act.rollout import GOALS, SPLITS, Arm, Job, Outcome, make_jobs, roll_ou
 from qgf.config import Spec
 from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluation.statistics import paired_difference, wilson_interval
-from qgf.methods.table import Method, canonical, find_method, settings
+from qgf.methods.table import (
+    BEST_OF,
+    CLONED,
+    GUIDED,
+    Method,
+    canonical,
+    denoising_steps,
+    find_method,
+    settings,
+)
 from qgf.run._evaluation import choose
 from qgf.run.checkpoint import find_checkpoint, load_record
 from qgf.tasks.ogbench.envs import EnvName
@@ -29,7 +38,7 @@ def evaluate(
     run: Path,
     weights: Sequence[float] | None = None,
     *,
-    methods: Sequence[str] = ("qgf",),
+    methods: Sequence[str] = (GUIDED,),
     critic: Path | None = None,
     episodes: int = 50,
     tune_episodes: int | None = None,
@@ -39,6 +48,7 @@ def evaluate(
     seed: int = 0,
     checkpoint: str = "last",
     data: Path | None = None,
+    denoise_steps: int | None = None,
 ) -> dict:
     """Evaluate methods on a run and return the result, which `write_evaluation` keeps.
 
@@ -59,10 +69,12 @@ def evaluate(
         checkpoint: "last" or a step's number.
         data: folder of the data of the run whose critic guides, if it is no longer where it was
             in training; read only to measure a weight.
+        denoise_steps: T, by default that of training.
 
     Raises:
         UserError: no such method, run or checkpoint, a run without task or without what a
-            method needs, a bad weight, or weights for methods that have none.
+            method needs, a bad weight, weights for methods that have none, or another T than
+            a network is tied to.
     """
     tune_episodes = episodes if tune_episodes is None else tune_episodes
     counts = {"episodes": episodes, "tune_episodes": tune_episodes}
@@ -91,7 +103,10 @@ def evaluate(
     counts = {"tune": tune_episodes * goals, "test": episodes * goals}
     sources = {"which": which, "critic": critic, "critic_which": critic_which}
     learners = load_learners(run, [*named], **sources)
-    arms = _arms(named, weights, best_of, cache(lambda: auto_weight(learners, judge)))
+    for method in named.values():
+        denoising_steps(method, learners, denoise_steps)
+    auto = cache(lambda: auto_weight(learners, judge, denoise_steps))
+    arms = _arms(named, weights, best_of, auto, denoise_steps)
     every = list(dict.fromkeys(arm for group in arms.values() for arm in group))
     jobs = make_jobs(every, len(record["seeds"]), counts)
     outcomes = roll_out(env, spec, learners, jobs, workers, slots, seed)
@@ -105,6 +120,7 @@ def evaluate(
         "training_seeds": record["seeds"],
         "seed": seed,
         "episodes": counts,
+        "denoise_steps": denoise_steps,
         **_summary(outcomes, arms, goals),
     }
 
@@ -112,7 +128,7 @@ def evaluate(
 def _named(names: Sequence[str], best_of: Sequence[int]) -> dict[str, Method]:
     methods = {canonical(name): find_method(name) for name in names}
     if best_of and not any(method.samples != (1,) for method in methods.values()):
-        methods["bfn"] = find_method("bfn")
+        methods[BEST_OF] = find_method(BEST_OF)
     return methods
 
 
@@ -121,25 +137,27 @@ def _arms(
     weights: Sequence[float] | None,
     best_of: Sequence[int],
     auto: Callable[[], float],
+    steps: int | None = None,
 ) -> dict[str, list[Arm]]:
     """Return every method's arms, the unguided policy's first.
 
     Args:
         auto: gives the weight of guided flows where none are given.
     """
-    arms = {"bc": [Arm()]} if any("policy" in m.roles for m in methods.values()) else {}
+    cloned = Arm(steps=steps)
+    arms = {CLONED: [cloned]} if any("policy" in m.roles for m in methods.values()) else {}
     for name, method in methods.items():
         mine = [auto()] if weights is None and method.guided else weights
-        arms[name] = [_arm(name, *setting) for setting in settings(name, mine, best_of)]
+        arms[name] = [_arm(name, *setting, steps) for setting in settings(name, mine, best_of)]
         if _cloned(method):
-            arms[name].append(Arm())
+            arms[name].append(cloned)
     return {name: list(dict.fromkeys(group)) for name, group in arms.items()}
 
 
-def _arm(name: str, weight: float, samples: int) -> Arm:
+def _arm(name: str, weight: float, samples: int, steps: int | None = None) -> Arm:
     """Return a way to act; unguided, that of the policy, whose episodes serve all methods."""
     plain = weight == 0 and samples == 1 and _cloned(find_method(name))
-    return Arm() if plain else Arm(name, weight, samples)
+    return Arm(steps=steps) if plain else Arm(name, weight, samples, steps)
 
 
 def _cloned(method: Method) -> bool:
@@ -149,8 +167,8 @@ def _cloned(method: Method) -> bool:
 
 def chosen_arms(result: dict) -> list[Arm]:
     """Return how an evaluation's methods act with the settings chosen for them, each once."""
-    methods = result["methods"].items()
-    arms = (_arm(name, found["weight"], found["samples"]) for name, found in methods)
+    methods, steps = result["methods"].items(), result["denoise_steps"]
+    arms = (_arm(name, found["weight"], found["samples"], steps) for name, found in methods)
     return list(dict.fromkeys(arms))
 
 
@@ -204,9 +222,10 @@ def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: in
         return {"weight": arm.weight, "samples": arm.samples, **splits}
 
     def gain(arm: Arm) -> dict:
-        if "bc" not in arms or arm == Arm():
+        if CLONED not in arms or arm == arms[CLONED][0]:
             return {}
-        ours, theirs = (table(outcomes, a, "test")[..., 0] > 0 for a in (arm, Arm()))
+        pair = (arm, arms[CLONED][0])
+        ours, theirs = (table(outcomes, each, "test")[..., 0] > 0 for each in pair)
         mean, interval = paired_difference(ours, theirs)
         return {"difference": mean, "difference_ci95": interval}
 
@@ -219,16 +238,16 @@ def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: in
             "weight": arm.weight,
             "samples": arm.samples,
             # Choosing to stay unguided is a gain of nothing.
-            "test": (none if name != "bc" and "bc" in arms else {}) | best["test"],
+            "test": (none if name != CLONED and CLONED in arms else {}) | best["test"],
             "settings": [*by_arm.values()],
         }
     summary: dict[str, Any] = {"methods": methods}
-    if "bc" in methods:
-        summary["bc"] = methods["bc"]["test"]
-    if "qgf" in methods:
-        ours = methods["qgf"]
+    if CLONED in methods:
+        summary[CLONED] = methods[CLONED]["test"]
+    if GUIDED in methods:
+        ours = methods[GUIDED]
         summary |= {"weights": ours["settings"], "chosen_weight": ours["weight"]}
-        summary["qgf"] = {"weight": ours["weight"], **ours["test"]}
+        summary[GUIDED] = {"weight": ours["weight"], **ours["test"]}
     return summary
 
 

@@ -1,17 +1,10 @@
-"""Learners: modules of networks with `create(spec, config, key)` and `loss(batch, key, others)`.
+"""Learners: one file each, and the table of all of them.
 
-A learner's `targets` names each slowly averaged copy and the network it follows; `needs`
-names the roles of other learners its loss consults. What a loss may touch of its own is said
-by stop_gradient inside it, and what it sees of `others` carries no gradient; the trainer owns
-the optimizer.
+What a loss may touch of its own is said by stop_gradient inside it, and what it sees of
+`others` carries no gradient; the trainer owns the optimizer.
 """
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
-
-from jaxtyping import Array, Float, PRNGKeyArray
-
-from qgf.config import Config, Spec
-from qgf.data.dataset import Batch
+from qgf.learners._learner import EnsembleCritic, Learner as Learner
 from qgf.learners.bc import BC
 from qgf.learners.bootstrapped import Bootstrapped
 from qgf.learners.cfgrl import CFGRL
@@ -27,32 +20,9 @@ from qgf.learners.qam import QAM
 from qgf.learners.qsm_bc import QSM
 from qgf.learners.robust_q import RobustQ
 
-
-@runtime_checkable
-class Learner(Protocol):
-    """What the trainer needs of a method."""
-
-    targets: ClassVar[dict[str, str]]
-    needs: ClassVar[tuple[str, ...]]
-
-    @classmethod
-    def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "Learner": ...
-
-    def loss(
-        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
-    ) -> tuple[Float[Array, ""], dict]:
-        """Return the loss and metrics.
-
-        Args:
-            others: all learners of the run by role, as they are before this step.
-        """
-        ...
-
-
 # A run's learners have roles; a role's learner is of the kind of the same name, but for these.
-GOAL_CRITICS = ("dqc", "goal-iql")
-CRITICS = ("iql", "monte-carlo", *GOAL_CRITICS)
 DEFAULT_KINDS = {"policy": "bc", "critic": "iql"}
+DEFAULT_GOAL_CRITIC = "dqc"
 LEARNERS: dict[str, type[Learner]] = {
     "bc": BC,
     "iql": IQL,
@@ -68,4 +38,10 @@ LEARNERS: dict[str, type[Learner]] = {
     "monte-carlo": MonteCarlo,
     "dqc": DQC,
     "goal-iql": GoalIQL,
+}
+# What --critic names: critics that learn from the data alone.
+CRITICS = {
+    name: kind
+    for name, kind in LEARNERS.items()
+    if issubclass(kind, EnsembleCritic) and not kind.needs
 }

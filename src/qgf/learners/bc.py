@@ -1,23 +1,23 @@
 """Behaviour cloning of a flow policy: the reference policy that guidance improves."""
 
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.flow import FlowPolicy, flow_matching_loss
+from qgf.core.flow import FlowPolicy, Velocity, flow_matching_loss
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
+from qgf.learners._learner import Learner
 
 
-class BC(eqx.Module):
+class BC(Learner):
     """A flow policy trained by conditional flow matching on action chunks."""
 
     policy: FlowPolicy
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {}
-    needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "BC":
@@ -31,8 +31,7 @@ class BC(eqx.Module):
     ) -> tuple[Float[Array, ""], dict]:
         del others
         loss = flow_matching_loss(
-            self.policy,
-            batch.obs,
+            self.bind(batch.obs),
             batch.action,
             key,
             times=self.config.times,
@@ -40,11 +39,5 @@ class BC(eqx.Module):
         )
         return loss, {"bc_loss": loss}
 
-    def velocity(
-        self,
-        obs: Float[Array, "batch obs"],
-        action: Float[Array, "batch action"],
-        t: Float[Array, " batch"],
-    ) -> Float[Array, "batch action"]:
-        """Return v(s, a_t, t), for samplers."""
-        return self.policy(obs, action, t)
+    def at(self, encoded: Float[Array, "batch obs"]) -> Velocity:
+        return partial(self.policy, encoded)

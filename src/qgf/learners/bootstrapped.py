@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.critic import Ensemble, ensemble_critic
+from qgf.core.critic import Ensemble
 from qgf.core.flow import euler
 from qgf.data.dataset import Batch
+from qgf.learners._learner import EnsembleCritic
 
 
-class Bootstrapped(eqx.Module):
+class Bootstrapped(EnsembleCritic):
     """An ensemble Q that evaluates the policy QAM is training (arXiv 2601.14234).
 
     Q regresses onto R + γ^h m Q̄(s', a') at actions a' that the fine-tuned flow samples; Q̄
@@ -23,7 +24,6 @@ class Bootstrapped(eqx.Module):
     q: Ensemble
     target_q: Ensemble
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {"target_q": "q"}
     needs: ClassVar[tuple[str, ...]] = ("qam",)
 
     @classmethod
@@ -43,16 +43,10 @@ class Bootstrapped(eqx.Module):
     ) -> tuple[Float[Array, ""], dict]:
         config = self.config
         noise = jax.random.normal(key, batch.action.shape)
-        velocity = others["qam"].velocity
-        next_action = euler(velocity, batch.next_obs, noise, steps=config.denoise_steps)
-        next_q = jax.lax.stop_gradient(self.critic(batch.next_obs, next_action))
+        velocity = others["qam"].bind(batch.next_obs)
+        next_action = euler(velocity, noise, steps=config.denoise_steps)
+        next_q = jax.lax.stop_gradient(self.bind(batch.next_obs)(next_action))
         backup = batch.reward + config.discount**config.chunk * batch.mask * next_q
         q = self.q(batch.obs, batch.action)
         loss = jnp.square(q - backup).mean()
         return loss, {"critic_loss": loss, "q": q.mean(), "next_q": next_q.mean()}
-
-    def critic(
-        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
-    ) -> Float[Array, " batch"]:
-        """Return the aggregated target Q(s, a), for samplers."""
-        return ensemble_critic(self.target_q, self.config.aggregation, obs, action)

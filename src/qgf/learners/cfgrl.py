@@ -3,6 +3,7 @@
 Source: Frans et al., arXiv 2505.23458.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,14 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.flow import FlowPolicy, Sampled, draw_path, euler_counting
+from qgf.core.flow import FlowPolicy, Velocity, draw_path
 from qgf.data.dataset import Batch
+from qgf.learners._learner import Learner
 
 NONE, POSITIVE = -1.0, 1.0  # the condition o, one more input of the network
 NONE_WEIGHT = 0.1  # of the unconditional branch in the loss
 
 
-class CFGRL(eqx.Module):
+class CFGRL(Learner):
     """A flow conditioned on o in {none, positive}, extrapolated from one to the other.
 
     The positive branch learns from actions with an advantage Q − V > 0 (Q aggregated over
@@ -26,7 +28,6 @@ class CFGRL(eqx.Module):
 
     policy: FlowPolicy
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ("critic",)
 
     @classmethod
@@ -40,7 +41,7 @@ class CFGRL(eqx.Module):
         self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
         critic = others["critic"]
-        positive = critic.critic(batch.obs, batch.action) > critic.v(batch.obs)
+        positive = critic.bind(batch.obs)(batch.action) > critic.v(batch.obs)
         noisy, t, target = draw_path(
             batch.action, key, times=self.config.times, steps=self.config.denoise_steps
         )
@@ -67,30 +68,21 @@ class CFGRL(eqx.Module):
         condition = jnp.full((len(obs), 1), o, obs.dtype)
         return self.policy(jnp.concatenate([obs, condition], axis=-1), action, t)
 
-    def velocity(
-        self,
-        obs: Float[Array, "batch obs"],
-        action: Float[Array, "batch action"],
-        t: Float[Array, " batch"],
-        weight: Float[Array, " batch"],
-    ) -> Float[Array, "batch action"]:
-        """Return v_none + w (v_positive − v_none), each row with a weight of its own."""
-        none, positive = (self.branch(obs, action, t, o) for o in (NONE, POSITIVE))
-        w = weight[:, None]
-        return (1 - w) * none + w * positive  # exact at w = 0 and w = 1
-
-    def sample(
-        self,
-        obs: Float[Array, "batch obs"],
-        noise: Float[Array, "batch action"],
-        weight: Float[Array, " batch"],
-    ) -> Sampled:
-        """Carry noise to actions, as `euler_counting` does.
+    def at(
+        self, encoded: Float[Array, "batch obs"]
+    ) -> Callable[[Float[Array, " batch"]], Velocity]:
+        """Return, for a weight of every row, v_none + w (v_positive − v_none).
 
         Weight 0 imitates all actions, 1 the better ones.
         """
 
-        def velocity(obs: Array, action: Array, t: Array) -> Array:
-            return self.velocity(obs, action, t, weight)
+        def weighted(weight: Float[Array, " batch"]) -> Velocity:
+            w = weight[:, None]
 
-        return euler_counting(velocity, obs, noise, steps=self.config.denoise_steps)
+            def velocity(action: Array, t: Array) -> Array:
+                none, positive = (self.branch(encoded, action, t, o) for o in (NONE, POSITIVE))
+                return (1 - w) * none + w * positive  # exact at w = 0 and w = 1
+
+            return velocity
+
+        return weighted

@@ -7,6 +7,7 @@ a_k = √ᾱ_k a + √(1 − ᾱ_k) ε.
 
 import abc
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -20,6 +21,7 @@ from qgf.core.flow import Sampled, bounded
 from qgf.core.guidance import q_gradient
 from qgf.core.networks import MLP, time_embedding
 from qgf.data.dataset import Batch
+from qgf.learners._learner import Learner
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
 
@@ -55,7 +57,6 @@ class DiffusionPolicy(eqx.Module):
 
 def ddpm_sample(
     policy: Callable[..., Float[Array, "batch action"]],
-    obs: Float[Array, "batch obs"],
     noise: Float[Array, "draw batch action"],
 ) -> Sampled:
     """Carry noise to actions in [-1, 1] by ancestral sampling; for each row 0 too, or FAILED.
@@ -64,7 +65,7 @@ def ddpm_sample(
     implies, clipped to [-1, 1], and adds noise of variance β_k; the last one adds none.
 
     Args:
-        policy: any function ε(obs, action, step) -> noise.
+        policy: any function ε(action, step) -> noise, at the rows' observations.
         noise: draws of N(0, I): the start, then one for each step; the last is not used.
     """
     steps = len(noise) - 1
@@ -74,7 +75,7 @@ def ddpm_sample(
         k, draw = inputs
         kept, before = level[k], level[k - 1]
         alpha = kept / before
-        predicted = policy(obs, noisy, jnp.full(len(obs), k))
+        predicted = policy(noisy, jnp.full(len(noisy), k))
         clean = (noisy - jnp.sqrt(1 - kept) * predicted) / jnp.sqrt(kept)
         mean = jnp.sqrt(before) * (1 - alpha) * jnp.clip(clean, -1, 1)
         mean = (mean + jnp.sqrt(alpha) * (1 - before) * noisy) / (1 - kept)
@@ -86,7 +87,7 @@ def ddpm_sample(
     return bounded(jnp.where(finite.all(0)[:, None], action, jnp.nan))
 
 
-class DiffusionActor(eqx.Module):
+class DiffusionActor(Learner):
     """A diffusion policy trained to imitate and, by a term of the method's own, to raise Q.
 
     Q is the mean of the target ensemble, as in the authors' implementation, and its gradient
@@ -95,8 +96,8 @@ class DiffusionActor(eqx.Module):
 
     policy: DiffusionPolicy
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ("critic",)
+    fixed_steps: ClassVar[bool] = True
     default_bc_weight: ClassVar[float]
 
     @classmethod
@@ -122,7 +123,7 @@ class DiffusionActor(eqx.Module):
         noise_level = jnp.sqrt(1 - kept)
         noisy = jnp.sqrt(kept) * batch.action + noise_level * noise
         target_q = others["critic"].target_q
-        gradient = q_gradient(lambda *x: aggregate(target_q(*x), "mean"), obs, noisy)
+        gradient = q_gradient(lambda a: aggregate(target_q(obs, a), "mean"), noisy)
 
         predicted = self.policy(obs, noisy, step)
         bc_loss = jnp.square(predicted - noise).mean()
@@ -145,8 +146,6 @@ class DiffusionActor(eqx.Module):
             noise_level: √(1 − ᾱ_k).
         """
 
-    def sample(
-        self, obs: Float[Array, "batch obs"], noise: Float[Array, "draw batch action"]
-    ) -> Sampled:
-        """Carry noise to actions, as `ddpm_sample` does."""
-        return ddpm_sample(self.policy, obs, noise)
+    def at(self, encoded: Float[Array, "batch obs"]) -> Callable[..., Float[Array, "batch action"]]:
+        """Return ε(a_k, k), for `ddpm_sample`."""
+        return partial(self.policy, encoded)

@@ -3,6 +3,8 @@
 Source: the QGF-Distill and QGF-Jacobian-Distill ablations of QGF (arXiv 2606.11087).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,12 +15,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from qgf.config import Config, Spec
 from qgf.core.critic import Critic
 from qgf.core.flow import FlowPolicy, Velocity
-from qgf.core.guidance import q_gradient
+from qgf.core.guidance import Action, Time, q_gradient
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
+from qgf.learners._learner import Learner
+
+Clean = Callable[[Action, Time], Action]  # D at given observations
 
 
-class Distilled(eqx.Module):
+class Distilled(Learner):
     """D(s, a_t, t) ≈ ODE_{t→1}(a_t), the action that the policy's Euler steps from t lead to.
 
     D = a + (1 − t) f(s, a, t), so that D(s, a, 1) = a holds exactly; f is the mean of the
@@ -28,8 +33,8 @@ class Distilled(eqx.Module):
 
     mean_velocity: FlowPolicy
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ("policy",)
+    fixed_steps: ClassVar[bool] = True
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "Distilled":
@@ -47,7 +52,11 @@ class Distilled(eqx.Module):
         start = spread_starts(start_key, len(noise), steps)
         t = start / steps
         noisy = (1 - t[:, None]) * noise + t[:, None] * batch.action
-        target = remaining_flow(others["policy"].velocity, batch.obs, noisy, start, steps=steps)
+
+        def first(rows: int) -> Velocity:
+            return others["policy"].bind(batch.obs[:rows])
+
+        target = remaining_flow(first, noisy, start, steps=steps)
         loss = jnp.mean(jnp.square(self.clean(batch.obs, noisy, t) - target))
         return loss, {"distill_loss": loss}
 
@@ -60,34 +69,24 @@ class Distilled(eqx.Module):
         """Return D(s, a, t), not clipped."""
         return action + (1 - t[:, None]) * self.mean_velocity(obs, action, t)
 
-    def chain(
-        self,
-        velocity: Velocity,
-        critic: Critic,
-        obs: Float[Array, "batch obs"],
-        action: Float[Array, "batch action"],
-        t: Float[Array, " batch"],
-        steps: int,
-    ) -> tuple[Float[Array, "batch action"], Float[Array, "batch action"]]:
-        """QGF-Distill: ∇Q at clip D(s, a, t), its Jacobian taken as I."""
-        clean = jnp.clip(self.clean(obs, action, t), -1, 1)
-        return velocity(obs, action, t), q_gradient(critic, obs, clean)
+    def at(self, encoded: Float[Array, "batch obs"]) -> Clean:
+        """Return D(a, t), for the two estimators below."""
+        return partial(self.clean, encoded)
 
-    def jacobian(
-        self,
-        velocity: Velocity,
-        critic: Critic,
-        obs: Float[Array, "batch obs"],
-        action: Float[Array, "batch action"],
-        t: Float[Array, " batch"],
-        steps: int,
-    ) -> tuple[Float[Array, "batch action"], Float[Array, "batch action"]]:
-        """QGF-Jacobian-Distill: ∇_a Q(s, clip D(s, a, t)), through the clip and D."""
 
-        def q(obs: Array, action: Array) -> Array:
-            return critic(obs, jnp.clip(self.clean(obs, action, t), -1, 1))
+def qgf_distill(
+    clean: Clean, velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
+) -> tuple[Action, Action]:
+    """QGF-Distill: ∇Q at clip D(a, t), its Jacobian taken as I."""
+    return velocity(action, t), q_gradient(critic, jnp.clip(clean(action, t), -1, 1))
 
-        return velocity(obs, action, t), q_gradient(q, obs, action)
+
+def qgf_jacobian_distill(
+    clean: Clean, velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
+) -> tuple[Action, Action]:
+    """QGF-Jacobian-Distill: ∇_a Q(clip D(a, t)), through the clip and D."""
+    g = q_gradient(lambda action: critic(jnp.clip(clean(action, t), -1, 1)), action)
+    return velocity(action, t), g
 
 
 def spread_starts(key: PRNGKeyArray, rows: int, steps: int) -> Int[Array, " batch"]:
@@ -96,8 +95,7 @@ def spread_starts(key: PRNGKeyArray, rows: int, steps: int) -> Int[Array, " batc
 
 
 def remaining_flow(
-    velocity: Velocity,
-    obs: Float[Array, "batch obs"],
+    first: Callable[[int], Velocity],
     action: Float[Array, "batch action"],
     start: Int[Array, " batch"],
     *,
@@ -106,6 +104,7 @@ def remaining_flow(
     """Carry every row by Euler steps from t = start/steps to t = 1, not clipped.
 
     Args:
+        first: gives the flow of the first so many rows.
         start: as `spread_starts` returns them: those that begin late come last, and the
             early steps leave them out.
     """
@@ -113,6 +112,6 @@ def remaining_flow(
         rows = -(-(k + 1) * len(action) // steps)  # no later row has started yet
         head = action[:rows]
         t = jnp.full(rows, k / steps, action.dtype)
-        moved = head + velocity(obs[:rows], head, t) / steps
+        moved = head + first(rows)(head, t) / steps
         action = action.at[:rows].set(jnp.where((start[:rows] <= k)[:, None], moved, head))
     return action

@@ -1,6 +1,6 @@
 """Decoupled Q-chunking (arXiv 2512.10926): a critic of goals that backs up over long chunks."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,12 +9,13 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.critic import Aggregation, AtGoal, Ensemble, Value
+from qgf.core.critic import Aggregation, Ensemble, Value
 from qgf.data.goals import GoalBatch
 from qgf.errors import UserError
+from qgf.learners._learner import GoalCritic
 
 
-class DQC(eqx.Module):
+class DQC(GoalCritic):
     """How likely, and how soon, a goal is reached: γ^(steps to it), in logits under a sigmoid.
 
     The chunk critic values h_c actions at once, so it looks h_c steps ahead without the bias of
@@ -24,6 +25,9 @@ class DQC(eqx.Module):
 
     Without a chunk critic (config.chunk_critic) the action critic regresses, without an expectile,
     onto the n-step return of h_c steps itself; with critic_chunk = chunk this is Q-chunking.
+
+    The critic that samplers get gives logits of Q: they order actions as Q does, but their
+    gradient does not vanish where Q is close to 0, far from the goal.
     """
 
     chunk_q: Ensemble | None
@@ -31,9 +35,6 @@ class DQC(eqx.Module):
     target_q: Ensemble
     v: Value
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {"target_q": "q"}
-    needs: ClassVar[tuple[str, ...]] = ()
-    goal_conditioned: ClassVar[bool] = True
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "DQC":
@@ -83,14 +84,6 @@ class DQC(eqx.Module):
         losses = {name: (batch.whole * loss).mean() for name, loss in losses.items()}
         metrics = losses | {name: jax.nn.sigmoid(x).mean() for name, x in values.items()}
         return sum(losses.values()), metrics
-
-    def at(self, goal: Float[Array, "row goal"]) -> AtGoal:
-        """Return the critic of these goals, one a row, for samplers.
-
-        Its values are logits of Q: they order actions as Q does, but their gradient does not
-        vanish where Q is close to 0, far from the goal.
-        """
-        return AtGoal(self.target_q, goal, self.config.aggregation)
 
     def _backup(self, batch: GoalBatch) -> Float[Array, " batch"]:
         """Return γ^distance where h_c steps reach the goal, else γ^h_c V(s_{t+h_c}, goal).

@@ -3,6 +3,7 @@
 Source: Kang et al., arXiv 2305.20081; its flow form as in QGF (arXiv 2606.11087).
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,14 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.flow import FlowPolicy, draw_path
+from qgf.core.flow import FlowPolicy, Velocity, draw_path
 from qgf.core.guidance import one_step_clean
 from qgf.data.dataset import Batch
+from qgf.learners._learner import Learner
 
 BC_WEIGHT = 100.0  # λ
 
 
-class EDP(eqx.Module):
+class EDP(Learner):
     """A flow policy with the loss λ · BC − Q(s, clip(a_t + (1 − t) v(s, a_t, t))).
 
     Both terms share the noisy action and the velocity; Q is the aggregated target Q.
@@ -25,7 +27,6 @@ class EDP(eqx.Module):
 
     policy: FlowPolicy
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ("critic",)
 
     @classmethod
@@ -44,15 +45,9 @@ class EDP(eqx.Module):
         )
         v = self.policy(batch.obs, noisy, t)
         bc_loss = jnp.mean(jnp.square(v - target))
-        q = others["critic"].critic(batch.obs, one_step_clean(noisy, v, t)).mean()
+        q = others["critic"].bind(batch.obs)(one_step_clean(noisy, v, t)).mean()
         weight = config.bc_weight or BC_WEIGHT
         return weight * bc_loss - q, {"bc_loss": bc_loss, "q": q}
 
-    def velocity(
-        self,
-        obs: Float[Array, "batch obs"],
-        action: Float[Array, "batch action"],
-        t: Float[Array, " batch"],
-    ) -> Float[Array, "batch action"]:
-        """Return v(s, a_t, t), for samplers."""
-        return self.policy(obs, action, t)
+    def at(self, encoded: Float[Array, "batch obs"]) -> Velocity:
+        return partial(self.policy, encoded)

@@ -3,6 +3,8 @@
 Source: Park et al., arXiv 2502.02538.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -11,14 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.flow import Sampled, bounded, euler
+from qgf.core.flow import euler
 from qgf.core.networks import MLP
 from qgf.data.dataset import Batch
+from qgf.learners._learner import Learner
 
 BC_WEIGHT = 1000.0  # α
 
 
-class FQL(eqx.Module):
+class FQL(Learner):
     """A network ω(s, z) with the loss α ‖ω(s, z) − ODE(z)‖² − mean_i Q_i(s, clip ω(s, z)).
 
     ODE is the flow of the run's policy, T Euler steps. The Q_i are the critic's online
@@ -27,8 +30,8 @@ class FQL(eqx.Module):
 
     actor: MLP
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ("policy", "critic")
+    fixed_steps: ClassVar[bool] = True
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "FQL":
@@ -46,15 +49,14 @@ class FQL(eqx.Module):
         self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
         noise = jax.random.normal(key, batch.action.shape)
-        flow = euler(others["policy"].velocity, batch.obs, noise, steps=self.config.denoise_steps)
+        policy = others["policy"].bind(batch.obs)
+        flow = euler(policy, noise, steps=self.config.denoise_steps)
         action = self.actor(batch.obs, noise)
         distill_loss = jnp.mean(jnp.square(action - flow))
         q = others["critic"].q(batch.obs, jnp.clip(action, -1, 1)).mean()
         weight = self.config.bc_weight or BC_WEIGHT
         return weight * distill_loss - q, {"distill_loss": distill_loss, "q": q}
 
-    def sample(
-        self, obs: Float[Array, "batch obs"], noise: Float[Array, "batch action"]
-    ) -> Sampled:
-        """Return clip ω(s, z) for noise z ~ N(0, I), and for each row 0, or FAILED."""
-        return bounded(self.actor(obs, noise))
+    def at(self, encoded: Float[Array, "batch obs"]) -> Callable[[Array], Array]:
+        """Return ω(z), not clipped."""
+        return partial(self.actor, encoded)

@@ -1,6 +1,6 @@
 """Goal-conditioned implicit Q-learning (arXiv 2110.06169): minus the steps to a goal."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.critic import AtGoal, Ensemble, Value, aggregate, expectile_loss
+from qgf.core.critic import Ensemble, Value, aggregate, expectile_loss
 from qgf.data.goals import GoalBatch
+from qgf.learners._learner import GoalCritic
 
 
-class GoalIQL(eqx.Module):
+class GoalIQL(GoalCritic):
     """IQL of [observation, goal], with reward −1 a step until the goal is reached.
 
     Q regresses onto R + γ^h m V(s'), where R counts the steps before the goal and m is 0 if the
@@ -24,9 +25,6 @@ class GoalIQL(eqx.Module):
     target_q: Ensemble
     v: Value
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {"target_q": "q"}
-    needs: ClassVar[tuple[str, ...]] = ()
-    goal_conditioned: ClassVar[bool] = True
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "GoalIQL":
@@ -57,10 +55,6 @@ class GoalIQL(eqx.Module):
             "advantage": advantage.mean(),
         }
         return critic_loss + value_loss, metrics
-
-    def at(self, goal: Float[Array, "row goal"]) -> AtGoal:
-        """Return the critic of these goals, one a row, for samplers."""
-        return AtGoal(self.target_q, goal, self.config.aggregation)
 
     def _backup(self, batch: GoalBatch) -> Float[Array, " batch"]:
         discount, chunk = self.config.discount, self.config.chunk

@@ -1,6 +1,6 @@
 """Implicit Q-learning (arXiv 2110.06169) on action chunks: the critic that guides."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.critic import Ensemble, Value, aggregate, ensemble_critic, expectile_loss
+from qgf.core.critic import Ensemble, Value, aggregate, expectile_loss
 from qgf.data.dataset import Batch
+from qgf.learners._learner import EnsembleCritic
 
 
-class IQL(eqx.Module):
+class IQL(EnsembleCritic):
     """An ensemble Q and a value V, learned from the data's own actions alone.
 
     Q regresses onto R + γ^h m V(s'); V regresses by expectile onto the aggregated target
@@ -23,8 +24,6 @@ class IQL(eqx.Module):
     target_q: Ensemble
     v: Value
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {"target_q": "q"}
-    needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "IQL":
@@ -57,9 +56,3 @@ class IQL(eqx.Module):
             "advantage": advantage.mean(),
         }
         return critic_loss + value_loss, metrics
-
-    def critic(
-        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
-    ) -> Float[Array, " batch"]:
-        """Return the aggregated target Q(s, a), for samplers."""
-        return ensemble_critic(self.target_q, self.config.aggregation, obs, action)

@@ -1,17 +1,18 @@
 """A critic without bootstrapping: the returns that the data themselves went on to."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec
-from qgf.core.critic import Ensemble, ensemble_critic
+from qgf.core.critic import Ensemble
 from qgf.data.dataset import Batch
+from qgf.learners._learner import EnsembleCritic
 
 
-class MonteCarlo(eqx.Module):
+class MonteCarlo(EnsembleCritic):
     """An ensemble Q regressed onto the return that followed (s, a_t … a_{t+h-1}) in the data.
 
     Its minimizer E[Σ_i γ^i r_{t+i} | s, a] is the value of the policy that collected the data,
@@ -22,8 +23,6 @@ class MonteCarlo(eqx.Module):
     q: Ensemble
     target_q: Ensemble
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {"target_q": "q"}
-    needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "MonteCarlo":
@@ -38,9 +37,3 @@ class MonteCarlo(eqx.Module):
         q = self.q(batch.obs, batch.action)
         loss = jnp.square(q - batch.return_to_go).mean()
         return loss, {"critic_loss": loss, "q": q.mean(), "return": batch.return_to_go.mean()}
-
-    def critic(
-        self, obs: Float[Array, "batch obs"], action: Float[Array, "batch action"]
-    ) -> Float[Array, " batch"]:
-        """Return the aggregated target Q(s, a), for samplers."""
-        return ensemble_critic(self.target_q, self.config.aggregation, obs, action)

@@ -5,6 +5,7 @@ samples π ∝ π_BC · exp(τQ); its loss needs no derivative through the sampl
 that is trained, only through that of the BC flow.
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -17,11 +18,12 @@ from qgf.core.critic import aggregate
 from qgf.core.flow import FlowPolicy, Velocity
 from qgf.core.guidance import q_gradient
 from qgf.data.dataset import Batch
+from qgf.learners._learner import Learner
 
 TEMPERATURE = 0.1  # τ
 
 
-class QAM(eqx.Module):
+class QAM(Learner):
     """A flow v_fine, regressed onto the BC flow less σ²/2 times the lean adjoint of −τQ.
 
     Q is the mean of the target ensemble, as in the authors' implementation; its gradient is
@@ -31,7 +33,6 @@ class QAM(eqx.Module):
 
     v_fine: FlowPolicy
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ("policy", "critic")
 
     @classmethod
@@ -45,11 +46,12 @@ class QAM(eqx.Module):
     def loss(
         self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
-        base, steps = others["policy"].velocity, self.config.denoise_steps
+        fine, base = self.bind(batch.obs), others["policy"].bind(batch.obs)
+        steps = self.config.denoise_steps
         noise = jax.random.normal(key, (steps, *batch.action.shape))
-        path, v_fine = rollout(self.v_fine, base, batch.obs, noise)
+        path, v_fine = rollout(fine, base, noise)
         end = self._end_adjoint(others["critic"], batch.obs, path[-1])
-        v_base, adjoint = lean_adjoint(base, batch.obs, path, end)
+        v_base, adjoint = lean_adjoint(base, path, end)
         sigma = memoryless_sigma(steps)[:, None, None]
         residual = 2 / sigma * (v_fine - v_base) + sigma * adjoint
         loss = jnp.square(residual).sum((0, 2)).mean()
@@ -59,21 +61,15 @@ class QAM(eqx.Module):
             "shift": jnp.abs(v_fine - v_base).mean(),
         }
 
-    def velocity(
-        self,
-        obs: Float[Array, "batch obs"],
-        action: Float[Array, "batch action"],
-        t: Float[Array, " batch"],
-    ) -> Float[Array, "batch action"]:
-        """Return the fine-tuned v(s, a_t, t), for samplers."""
-        return self.v_fine(obs, action, t)
+    def at(self, encoded: Float[Array, "batch obs"]) -> Velocity:
+        return partial(self.v_fine, encoded)
 
     def _end_adjoint(self, critic: Any, obs: Array, action: Array) -> Array:
-        def mean_q(obs: Array, action: Array) -> Array:
+        def mean_q(action: Array) -> Array:
             return aggregate(critic.target_q(obs, jnp.clip(action, -1, 1)), "mean")
 
         temperature = self.config.temperature or TEMPERATURE
-        return -temperature * q_gradient(mean_q, obs, action)
+        return -temperature * q_gradient(mean_q, action)
 
 
 def memoryless_sigma(steps: int) -> Float[Array, "{steps}"]:
@@ -88,7 +84,6 @@ def memoryless_sigma(steps: int) -> Float[Array, "{steps}"]:
 def rollout(
     fine: Velocity,
     base: Velocity,
-    obs: Float[Array, "batch obs"],
     noise: Float[Array, "step batch action"],
 ) -> tuple[Float[Array, "step+1 batch action"], Float[Array, "step batch action"]]:
     """Return a path of the memoryless SDE da = (2v − a/t) dt + σ dB at t = 0, h, …, 1, and v.
@@ -106,21 +101,20 @@ def rollout(
         action: Array, inputs: tuple[Array, Array, Array]
     ) -> tuple[Array, tuple[Array, Array]]:
         k, sigma, draw = inputs
-        v = fine(obs, action, jnp.full(len(obs), k / steps))
+        v = fine(action, jnp.full(len(action), k / steps))
         action += 2 * v / steps - action / (k + 1) + sigma * draw / jnp.sqrt(steps)
         return jax.lax.stop_gradient(action), (action, v)
 
     inputs = jnp.arange(steps - 1), memoryless_sigma(steps)[:-1], noise[1:]
     last, (path, v) = jax.lax.scan(step, noise[0], inputs)
-    t = jnp.full(len(obs), 1 - 1 / steps)
-    end = last + base(obs, last, t) / steps
+    t = jnp.full(len(last), 1 - 1 / steps)
+    end = last + base(last, t) / steps
     path = jax.lax.stop_gradient(jnp.concatenate([noise[:1], path, end[None]]))
-    return path, jnp.concatenate([v, fine(obs, last, t)[None]])
+    return path, jnp.concatenate([v, fine(last, t)[None]])
 
 
 def lean_adjoint(
     base: Velocity,
-    obs: Float[Array, "batch obs"],
     path: Float[Array, "point batch action"],
     end: Float[Array, "batch action"],
 ) -> tuple[Float[Array, "point-1 batch action"], Float[Array, "point-1 batch action"]]:
@@ -134,12 +128,12 @@ def lean_adjoint(
 
     def step(adjoint: Array, inputs: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         k, action = inputs
-        t = jnp.full(len(obs), k / steps)
-        v, pull = jax.vjp(lambda action: base(obs, action, t), action)
+        t = jnp.full(len(action), k / steps)
+        v, pull = jax.vjp(lambda action: base(action, t), action)
         adjoint += 2 * pull(adjoint)[0] / steps - adjoint / k
         return adjoint, (v, adjoint)
 
     inputs = jnp.arange(1, steps + 1), path[1:]
     _, (v, adjoint) = jax.lax.scan(step, end, inputs, reverse=True)
-    first = base(obs, path[0], jnp.zeros(len(obs)))
+    first = base(path[0], jnp.zeros(len(end)))
     return jnp.concatenate([first[None], v[:-1]]), adjoint

@@ -3,6 +3,8 @@
 Source: the RobustQ baseline of QGF (arXiv 2606.11087).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -12,12 +14,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from qgf.config import Config, Spec
 from qgf.core.critic import Critic
 from qgf.core.flow import Velocity, draw_path
-from qgf.core.guidance import q_gradient
+from qgf.core.guidance import Action, Time, q_gradient
 from qgf.core.networks import MLP, time_embedding
 from qgf.data.dataset import Batch
+from qgf.learners._learner import Learner
+
+Value = Callable[[Action, Time], Float[Array, " batch"]]  # Q_r at given observations
 
 
-class RobustQ(eqx.Module):
+class RobustQ(Learner):
     """Q_r(s, a_t, t), regressed along the flow path onto the target Q of the clean action.
 
     Its minimizer is E[Q(s, a_1) | s, a_t].
@@ -25,7 +30,6 @@ class RobustQ(eqx.Module):
 
     q: MLP
     config: Config = eqx.field(static=True)
-    targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ("critic",)
 
     @classmethod
@@ -44,7 +48,7 @@ class RobustQ(eqx.Module):
         self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
         noisy, t, _ = draw_path(batch.action, key)
-        target = others["critic"].critic(batch.obs, batch.action)
+        target = others["critic"].bind(batch.obs)(batch.action)
         q = self.value(batch.obs, noisy, t)
         loss = jnp.mean(jnp.square(q - target))
         return loss, {"robust_q_loss": loss, "q": q.mean()}
@@ -58,15 +62,13 @@ class RobustQ(eqx.Module):
         """Return Q_r(s, a_t, t)."""
         return self.q(obs, action, time_embedding(t))[:, 0]
 
-    def estimator(
-        self,
-        velocity: Velocity,
-        critic: Critic,
-        obs: Float[Array, "batch obs"],
-        action: Float[Array, "batch action"],
-        t: Float[Array, " batch"],
-        steps: int,
-    ) -> tuple[Float[Array, "batch action"], Float[Array, "batch action"]]:
-        """RobustQ: ∇_a Q_r(s, a, t) at the noisy action itself."""
-        g = q_gradient(lambda obs, action: self.value(obs, action, t), obs, action)
-        return velocity(obs, action, t), g
+    def at(self, encoded: Float[Array, "batch obs"]) -> Value:
+        """Return Q_r(a, t), for the estimator below."""
+        return partial(self.value, encoded)
+
+
+def robust_q(
+    value: Value, velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
+) -> tuple[Action, Action]:
+    """RobustQ: ∇_a Q_r(a, t) at the noisy action itself."""
+    return velocity(action, t), q_gradient(lambda action: value(action, t), action)

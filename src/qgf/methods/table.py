@@ -6,26 +6,24 @@ from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from qgf.core.flow import FAILED, Sampled, euler_counting
-from qgf.core.guidance import ESTIMATORS, guided_sample_counting
+from qgf.core.flow import FAILED, Sampled, bounded, checked_count, euler_counting
+from qgf.core.guidance import ESTIMATORS, Estimator, guided_sample_counting
 from qgf.core.search import gradient_steps
 from qgf.errors import UserError, nearest
 from qgf.learners import DEFAULT_KINDS, LEARNERS
+from qgf.learners.diffusion import ddpm_sample
+from qgf.learners.distill import qgf_distill, qgf_jacobian_distill
+from qgf.learners.robust_q import robust_q
 
 Learners = dict[str, Any]
-Act = Callable[
-    [
-        Learners,
-        Float[Array, "batch obs"],
-        Float[Array, "batch draws*action"],
-        Float[Array, " batch"],
-    ],
-    Sampled,
-]
+Bound = dict[str, Any]  # what learners act with at given observations, by role: `Learner.bind`
+Act = Callable[[Bound, Float[Array, "batch draws*action"], Float[Array, " batch"], int], Sampled]
 Kind = Literal["test-time", "extra network", "train-time"]
 
+CLONED, GUIDED = "bc", "qgf"  # what all is compared with, and what is acted with by default
+BEST_OF = "bfn"
 GUIDANCE = (0.003, 0.01, 0.03, 0.1, 0.3)
 PAPER_GUIDANCE = "w of 0.004, 0.008, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12"
 QGF_PAPER = "arXiv 2606.11087"
@@ -35,11 +33,11 @@ QGF_PAPER = "arXiv 2606.11087"
 class Method:
     """One way to act with trained learners.
 
-    `act(learners, obs, noise, weight)` returns actions and, for every row, how many of its
+    `act(bound, noise, weight, steps)` returns actions and, for every row, how many of its
     steps went unguided because a gradient was not finite, or FAILED (with the action 0) where
-    the networks gave it no action. `weight` is what the method is
-    tuned by at test time, one a row: the guidance weight, or what `tuned` says. Given more
-    noise, any method becomes best-of-N of itself.
+    the networks gave it no action. `bound` is what `bind` returns; `weight` is what the method
+    is tuned by at test time, one a row: the guidance weight, or what `tuned` says; `steps` is
+    the number T of denoising steps. Given more noise, any method becomes best-of-N of itself.
 
     Attributes:
         roles: the learners it acts with.
@@ -106,67 +104,90 @@ def kinds_of(method: Method, critic: str | None = None) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: list(LEARNERS).index(item[1])))
 
 
-def at_goal(learners: Learners, goal: Float[Array, "batch goal"]) -> Learners:
-    """Return the learners with the critic's goal fixed, one a row; unchanged without goals."""
-    if not goal.shape[-1] or "critic" not in learners:
-        return learners
-    return learners | {"critic": learners["critic"].at(goal)}
+def needs_task(kinds: dict[str, str]) -> bool:
+    """Whether learners, kinds by role, are critics or learn from one."""
+    return "critic" in kinds or any("critic" in LEARNERS[kind].needs for kind in kinds.values())
+
+
+def bind(
+    learners: Learners,
+    obs: PyTree,
+    goal: Float[Array, "batch goal"] | None = None,
+    repeats: int = 1,
+) -> Bound:
+    """Return what learners act with at these observations and goals; see `Learner.bind`."""
+    return {role: learner.bind(obs, goal, repeats) for role, learner in learners.items()}
+
+
+def denoising_steps(method: Method, learners: Learners, steps: int | None = None) -> int:
+    """Return T: `steps`, or by default that of the settings its networks were trained with.
+
+    Raises:
+        UserError: `steps` is no number of steps, or not that which a network is tied to.
+    """
+    if steps is None:
+        steps = learners[method.roles[0]].config.denoise_steps
+    steps = checked_count(steps, "denoising steps")
+    for role in method.roles:
+        if learners[role].fixed_steps and steps != learners[role].config.denoise_steps:
+            raise UserError(
+                f"the {role} network acts in the {learners[role].config.denoise_steps} denoising "
+                f"steps it was trained for, not in {steps}"
+            )
+    return steps
 
 
 def unguided(role: str) -> Act:
-    """Return how the flow of a role (anything with `velocity`) acts on its own."""
+    """Return how the flow of a role acts on its own."""
 
-    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-        policy = learners[role]
-        return euler_counting(policy.velocity, obs, noise, steps=policy.config.denoise_steps)
+    def act(bound: Bound, noise: Array, weight: Array, steps: int) -> Sampled:
+        return euler_counting(bound[role], noise, steps=steps)
 
     return act
 
 
-def guided(estimator: Callable[[Learners], Callable]) -> Act:
+def guided(estimator: Callable[[Bound], Estimator]) -> Act:
     """Return how the policy acts under the estimator that a run's learners make."""
 
-    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-        policy = learners["policy"]
+    def act(bound: Bound, noise: Array, weight: Array, steps: int) -> Sampled:
+        functions = bound["policy"], bound["critic"]
         return guided_sample_counting(
-            policy.velocity,
-            learners["critic"].critic,
-            obs,
-            noise,
-            weight,
-            steps=policy.config.denoise_steps,
-            estimator=estimator(learners),
+            *functions, noise, weight, steps=steps, estimator=estimator(bound)
         )
 
     return act
 
 
 def _estimator(name: str) -> Act:
-    return guided(lambda learners: ESTIMATORS[name])
+    return guided(lambda bound: ESTIMATORS[name])
 
 
-def _gradstep(
-    learners: Learners, obs: Array, noise: Array, weight: Array, *, steps: int
-) -> Sampled:
-    clean, failed = unguided("policy")(learners, obs, noise, weight)
-    critic = learners["critic"].critic
-    actions, skipped = gradient_steps(critic, obs, clean, weight, steps=steps)
+def _network(estimator: Callable, role: str) -> Act:
+    """Return how the policy acts under an estimator that takes a network of `role` first."""
+    return guided(lambda bound: partial(estimator, bound[role]))
+
+
+def _gradstep(bound: Bound, noise: Array, weight: Array, steps: int, *, climbs: int) -> Sampled:
+    clean, failed = unguided("policy")(bound, noise, weight, steps)
+    actions, skipped = gradient_steps(bound["critic"], clean, weight, steps=climbs)
     failed = failed == FAILED
     return jnp.where(failed[:, None], 0, actions), jnp.where(failed, FAILED, skipped)
 
 
-def _one_step(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-    return learners["fql"].sample(obs, noise)
+def _one_step(role: str) -> Act:
+    return lambda bound, noise, weight, steps: bounded(bound[role](noise))
 
 
-def _branches(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-    return learners["cfgrl"].sample(obs, noise, weight)
+def _branches(role: str) -> Act:
+    return lambda bound, noise, weight, steps: euler_counting(
+        bound[role](weight), noise, steps=steps
+    )
 
 
 def _diffusion(role: str) -> Act:
-    def act(learners: Learners, obs: Array, noise: Array, weight: Array) -> Sampled:
-        draws = noise.reshape(len(obs), 1 + learners[role].config.denoise_steps, -1).swapaxes(0, 1)
-        return learners[role].sample(obs, draws)
+    def act(bound: Bound, noise: Array, weight: Array, steps: int) -> Sampled:
+        draws = noise.reshape(len(noise), 1 + steps, -1).swapaxes(0, 1)
+        return ddpm_sample(bound[role], draws)
 
     return act
 
@@ -248,7 +269,7 @@ METHODS: dict[str, Method] = {
     "gradstep": Method(
         "test-time",
         ("policy", "critic"),
-        partial(_gradstep, steps=3),
+        partial(_gradstep, climbs=3),
         "gradient ascent on Q from a cloned action, 3 steps of size α",
         "arXiv 2412.06685",
         tuned="α",
@@ -257,23 +278,23 @@ METHODS: dict[str, Method] = {
     ),
     "robust-q": _extra(
         ("policy", "critic", "robust-q"),
-        guided(lambda learners: learners["robust-q"].estimator),
+        _network(robust_q, "robust-q"),
         "∇ of a Q trained on noisy actions, at the noisy action",
     ),
     "qgf-distill": _extra(
         ("policy", "critic", "distill"),
-        guided(lambda learners: learners["distill"].chain),
+        _network(qgf_distill, "distill"),
         "qgf-chain with the chain distilled into one network",
     ),
     "qgf-jacobian-distill": _extra(
         ("policy", "critic", "distill"),
-        guided(lambda learners: learners["distill"].jacobian),
+        _network(qgf_jacobian_distill, "distill"),
         "the same with that network's Jacobian",
     ),
     "cfgrl": Method(
         "extra network",
         ("cfgrl",),
-        _branches,
+        _branches("cfgrl"),
         "a flow's branch for positive advantages against its unconditional one",
         "arXiv 2505.23458",
         weights=(1.0, 2.0, 3.0, 5.0),
@@ -281,7 +302,7 @@ METHODS: dict[str, Method] = {
     ),
     "fql": _trained(
         ("fql",),
-        _one_step,
+        _one_step("fql"),
         "a one-step actor near the cloned flow that maximizes Q",
         "arXiv 2502.02538",
         paper="bc_weight 1000 (scene 300)",

@@ -24,7 +24,7 @@ from qgf.config import PRESETS
 from qgf.core.flow import refuse_failed
 from qgf.data.manifest import Manifest
 from qgf.errors import UserError
-from qgf.methods.table import METHODS, Learners, at_goal
+from qgf.methods.table import BEST_OF, CLONED, GUIDED, METHODS, Learners
 from qgf.reports._page import Page, data_url
 from qgf.reports.video import film
 from qgf.run._evaluation import read_evaluation
@@ -64,9 +64,9 @@ def report(run: Path, *, video: bool = True) -> Path:
     if not (run / "eval.json").exists():
         raise UserError(f"{run} was not evaluated; run `qgf eval {run}` first")
     result = read_evaluation(run)
-    if not {"bc", "qgf"} <= result["methods"].keys():
+    if not {CLONED, GUIDED} <= result["methods"].keys():
         raise UserError(f"{run} was evaluated without qgf; run `qgf eval {run}` first")
-    shown = _shown(result["methods"]["qgf"])
+    shown = _shown(result["methods"][GUIDED])
     page = Page(run / "report")
     _headline(page, result)
     _weights(page, result)
@@ -86,7 +86,7 @@ def _headline(page: Page, result: dict) -> None:
         f"at test time by the critic's gradient with weight w.</p>"
     )
     page.add(f'<p class="result">{_verdict(result["methods"])}</p>')
-    bc, qgf = result["methods"]["bc"], result["methods"]["qgf"]
+    bc, qgf = result["methods"][CLONED], result["methods"][GUIDED]
     rows = [("BC (w = 0)", bc["test"], "")]
     rows += [(f"best of {row['samples']}", row["test"], "") for row in _best_of(result)]
     rows += [(f"QGF (w = {qgf['weight']:g})", qgf["test"], ' class="chosen"')]
@@ -108,7 +108,7 @@ def _headline(page: Page, result: dict) -> None:
 
 def _verdict(methods: dict) -> str:
     """Return one sentence that claims no more than the interval of the difference allows."""
-    weight, qgf, bc = methods["qgf"]["weight"], methods["qgf"]["test"], methods["bc"]["test"]
+    weight, qgf, bc = methods[GUIDED]["weight"], methods[GUIDED]["test"], methods[CLONED]["test"]
     if weight == 0:
         return "The tune episodes chose w = 0: no guidance weight tried did better than BC."
     low, high = qgf["difference_ci95"]
@@ -123,7 +123,7 @@ def _verdict(methods: dict) -> str:
 
 
 def _weights(page: Page, result: dict) -> None:
-    rows, chosen = (result["methods"]["qgf"][key] for key in ("settings", "weight"))
+    rows, chosen = (result["methods"][GUIDED][key] for key in ("settings", "weight"))
     figure = Figure((7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
@@ -165,7 +165,9 @@ def _film(page: Page, run: Path, result: dict, shown: _Shown, video: bool) -> No
         return
     path = page.folder / "rollout.mp4"
     try:
-        arms = [Arm(), Arm("qgf", shown.weight)] if shown.weight else [Arm()]
+        steps = result["denoise_steps"]
+        arms = [Arm(steps=steps)]
+        arms += [Arm(GUIDED, shown.weight, steps=steps)] if shown.weight else []
         film(run, path, arms, seed=result["seed"], **_evaluated(run, result))
     except UserError as error:
         page.note(f"No rollout was filmed: {error}.")
@@ -241,17 +243,17 @@ def _sample_q(run: Path, result: dict, weight: float) -> Float[np.ndarray, "acti
     @eqx.filter_jit
     @eqx.filter_vmap
     def q(learners: Learners) -> tuple[Float[Array, "actions state"], Int[Array, "weights state"]]:
-        learners = at_goal(learners, batch.goal)
         weights = [jnp.full(len(batch.obs), w) for w in (0.0, weight)]
-        sample = partial(sample_actions, METHODS["qgf"], learners, batch.obs, noise)
+        how = {"goal": batch.goal, "steps": result["denoise_steps"]}
+        sample = partial(sample_actions, METHODS[GUIDED], learners, batch.obs, noise, **how)
         sampled, counts = zip(*map(sample, weights), strict=True)
-        critic = learners["critic"].critic
-        values = [critic(batch.obs, a) for a in (batch.action, *sampled)]
+        critic = learners["critic"].bind(batch.obs, batch.goal)
+        values = [critic(a) for a in (batch.action, *sampled)]
         return jnp.stack(values), jnp.stack(counts)
 
     learners = load_learners(
         run,
-        ["qgf"],
+        [GUIDED],
         which=where["checkpoint"],
         critic=where["critic"],
         critic_which=where["critic_checkpoint"],
@@ -381,17 +383,19 @@ def _commands(run: Path, record: dict, result: dict, manifest: Manifest | None) 
     seeds = ",".join(map(str, record["seeds"]))
     options |= {"seeds": seeds} if len(record["seeds"]) > 1 else {"seed": seeds}
     sources = {role: source["run"] for role, source in record["borrowed"].items()}
-    if record["method"] != "qgf":
+    if record["method"] != GUIDED:
         options["method"] = record["method"]
         options |= {"base": next(iter(sources.values()))} if sources else {}
     elif sources:
         options["policy"] = sources["policy"]
     commands.append(["qgf", "train", *_flags(options | changes[preset])])
-    methods = [name for name in result["methods"] if name not in ("bc", "qgf", "bfn")]
+    methods = [name for name in result["methods"] if name not in (CLONED, GUIDED, BEST_OF)]
     evaluation = ["qgf", "eval", str(run)]
-    evaluation += ["--method", "qgf", *methods] if methods else []
+    evaluation += ["--method", GUIDED, *methods] if methods else []
     evaluation.append("--weights")
-    evaluation += [str(row["weight"]) for row in result["methods"]["qgf"]["settings"]]
+    evaluation += [str(row["weight"]) for row in result["methods"][GUIDED]["settings"]]
+    steps = result["denoise_steps"]
+    evaluation += [] if steps is None else ["--denoise-steps", str(steps)]
     evaluation += [] if result["critic"] is None else ["--critic", result["critic"]]
     if _best_of(result):
         evaluation += ["--best-of", *(str(row["samples"]) for row in _best_of(result))]
@@ -404,7 +408,7 @@ def _commands(run: Path, record: dict, result: dict, manifest: Manifest | None) 
 
 
 def _best_of(result: dict) -> list[dict]:
-    return result["methods"]["bfn"]["settings"] if "bfn" in result["methods"] else []
+    return result["methods"].get(BEST_OF, {"settings": []})["settings"]
 
 
 def _flags(options: dict) -> list[str]:

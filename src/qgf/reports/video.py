@@ -111,13 +111,13 @@ def film(
 def _shoot(env: str, spec: Spec, learners: Learners, takes: Sequence[_Take], seed: int) -> None:
     """Run all takes at a time, each in an environment process of its own."""
     count = len(takes)
-    ways = [(take.job.arm.method, take.job.arm.samples) for take in takes]
-    acts = {way: actor(*way, learners, spec, seed) for way in ways}
+    ways = [take.job.arm.unweighted for take in takes]
+    acts = {way: actor(way, learners, spec, seed) for way in ways}
     start = np.array([[take.job.start for take in takes]], np.int32)
     weight = np.array([[take.job.arm.weight for take in takes]], np.float32)
     obs = np.zeros((1, count, spec.obs), np.float32)
     turn = np.zeros((1, count), np.int32)
-    goal = np.zeros((1, count, spec.goal), np.float32)
+    goal = np.zeros((1, count, spec.goal), np.float32) if spec.goal else None
     requests = {i: ("reset", start_of(take.job, spec, seed)) for i, take in enumerate(takes)}
     workers = min(count, os.cpu_count() or 1)
     with (
@@ -130,7 +130,7 @@ def _shoot(env: str, spec: Spec, learners: Learners, takes: Sequence[_Take], see
             replies, pictures = _request(pool, requests)
             for i, reply in replies.items():
                 obs[0, i] = reply.obs
-                if spec.goal and reply.length == 0:
+                if goal is not None and reply.length == 0:
                     goal[0, i] = reply.goal
                 takes[i].add(reply, pictures[i])
             bar.advance(task, len(pictures))

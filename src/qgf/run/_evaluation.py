@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qgf.errors import UserError
 from qgf.files import check_form, read_record, write_record
+from qgf.methods.table import CLONED
 
 INTERVAL = [float, float]
 FIGURES = {"success": float, "ci95": INTERVAL, "return": float, "length": float, "episodes": int}
@@ -16,6 +17,7 @@ FORM = {
     "checkpoint": int,
     "critic": (str, type(None)),
     "critic_checkpoint": int,
+    "denoise_steps": (int, type(None)),
     "learners": {str: str},
     "training_seeds": [int],
     "seed": int,
@@ -36,11 +38,11 @@ def read_evaluation(run: Path) -> dict:
         UserError: it is missing, damaged, or of another version.
     """
     path = Path(run) / "eval.json"
-    result = read_record(path)
+    result = {"denoise_steps": None} | read_record(path)
     check_form(result, FORM, str(path))
     for name, found in result["methods"].items():
         place = f"{path}: methods: {name}"
-        if name != "bc" and "bc" in result["methods"]:
+        if name != CLONED and CLONED in result["methods"]:
             check_form(found["test"], GAIN, f"{place}: test")
         chosen = [found["weight"], found["samples"]]
         if chosen not in [[row["weight"], row["samples"]] for row in found["settings"]]:

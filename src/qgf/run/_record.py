@@ -15,7 +15,7 @@ from qgf.config import Config, Spec
 from qgf.data.dataset import Dataset
 from qgf.errors import UserError
 from qgf.files import LOCK, TEMPORARY, reading, sha256
-from qgf.learners import CRITICS, DEFAULT_KINDS, GOAL_CRITICS, LEARNERS, Learner
+from qgf.learners import CRITICS, DEFAULT_GOAL_CRITIC, DEFAULT_KINDS, LEARNERS, Learner
 from qgf.methods.table import find_method, kinds_of
 from qgf.run.checkpoint import (
     arrays_digest,
@@ -31,7 +31,7 @@ from qgf.tasks.ogbench.envs import EnvName
 def learners_of(env: str, method: str, critic: str | None) -> dict[str, str]:
     """Return the kind of every learner that the method needs, by role."""
     name = EnvName.parse(env)
-    critic = critic or ("dqc" if name.oraclerep else None)
+    critic = critic or (DEFAULT_GOAL_CRITIC if name.oraclerep else None)
     _check_critic(env, critic)
     kinds = kinds_of(find_method(method), critic)
     if name.singletask:
@@ -55,15 +55,16 @@ def _check_critic(env: str, critic: str | None) -> None:
         return
     if critic not in CRITICS:
         raise UserError(f"no critic {critic!r}; there are: {', '.join(CRITICS)}")
-    if EnvName.parse(env).singletask and critic in GOAL_CRITICS:
+    goals = CRITICS[critic].goal_conditioned
+    if EnvName.parse(env).singletask and goals:
         raise UserError(
             f"{critic} learns to reach goals, but {env} is one task; use …-oraclerep-v0, or "
-            "--critic iql"
+            f"--critic {DEFAULT_KINDS['critic']}"
         )
-    if not EnvName.parse(env).singletask and critic not in GOAL_CRITICS:
+    if not EnvName.parse(env).singletask and not goals:
         raise UserError(
             f"{critic} learns one task, which {env} does not name; use …-singletask-taskN-v0, or "
-            f"--critic {GOAL_CRITICS[0]}"
+            f"--critic {DEFAULT_GOAL_CRITIC}"
         )
 
 

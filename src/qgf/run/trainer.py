@@ -21,7 +21,7 @@ from qgf.data.goals import GoalChunks, GoalDataset
 from qgf.data.manifest import Manifest, load_manifest
 from qgf.errors import Terminated, UserError
 from qgf.files import locked, sweep, write_record
-from qgf.learners import GOAL_CRITICS
+from qgf.learners import LEARNERS
 from qgf.run._log import Log, Logger, metrics_writer, started, truncate_metrics
 from qgf.run._record import (
     borrow,
@@ -227,7 +227,7 @@ def _diverged(run: _Run, what: str, step: int) -> None:
 
 
 def _dataset(manifest: Manifest, env: str, config: Config, kinds: dict[str, str]) -> Dataset:
-    if kinds.get("critic") in GOAL_CRITICS:
+    if any(LEARNERS[kind].goal_conditioned for kind in kinds.values()):
         return GoalDataset(manifest, env, config)
     sizes = {"chunk": config.chunk, "discount": config.discount}
     return Dataset(manifest, env, **sizes, sparse=config.sparse_rewards)
