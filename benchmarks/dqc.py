@@ -7,6 +7,7 @@ import numpy as np
 from benchmarks.latency import median_times
 from qgf.config import Config, Spec
 from qgf.data import Chunks, GoalChunks
+from qgf.learners import LEARNERS
 from qgf.run import Fixed, create_state, train_steps
 
 ROWS = 100_000
@@ -42,7 +43,7 @@ def _turn(kind: str, config: Config):
         length=config.chunk,
     )
     spec = SPEC
-    if kind != "iql":
+    if LEARNERS[kind].goal_conditioned:
         spec = SPEC._replace(goal=GOAL)
         end = np.minimum(start // 1001 * 1001 + 1000, ROWS - 1)
         data = GoalChunks(

@@ -173,7 +173,7 @@ def _sample(
     rows: Array,
     weight: Array,
     goal: Array | None,
-    steps: int | None,
+    steps: int,
 ) -> Sampled:
     """Return actions for `rows` rows and padding; their noise is normal(key, (n, rows, size))."""
     n, size = shape
@@ -279,6 +279,7 @@ class Policy:
                 + ("" if np.isfinite(obs).all() else " with NaN or infinity")
             )
         checked_count(samples, "samples")
+        steps = denoising_steps(self._method, self._learners, steps)
         if weight is None:
             weight = self.default_weight(samples, steps) if self._method.weights else 0.0
         weights = self._checked(weight, obs.shape[:-1]).ravel()
@@ -288,7 +289,6 @@ class Policy:
             raise UserError(f"{self.name} is not tuned by a weight; leave it out")
         goals = self._goals(goal, obs.shape[:-1], bool(weights.any()) or samples > 1)
         _check_key(key)
-        denoising_steps(self._method, self._learners, steps)
         batch, rows = obs.reshape(-1, self.spec.obs), weights.size
         shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
         if not rows:
