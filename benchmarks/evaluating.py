@@ -7,6 +7,7 @@ import jax
 
 from benchmarks.latency import SPEC, learners
 from qgf.act import Arm, make_jobs, roll_out
+from qgf.tasks import find_task
 
 ENV = "cube-single-play-singletask-task2-v0"
 WEIGHTS = (0.0, 0.003, 0.01, 0.03, 0.1)
@@ -25,7 +26,7 @@ def measure(peer: bool) -> dict:
     mine = jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, learners(*SIZE))
     jobs = make_jobs([Arm("qgf", w) for w in WEIGHTS], 1, {"test": EPISODES})
     start = time.perf_counter()
-    outcomes = roll_out(ENV, SPEC, mine, jobs, WORKERS, SLOTS, 0)
+    outcomes = roll_out(find_task(ENV), SPEC, mine, jobs, WORKERS, SLOTS, 0)
     seconds = time.perf_counter() - start
     result = {
         "seconds": seconds,

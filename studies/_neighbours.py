@@ -4,8 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qgf.data import Dataset
-from qgf.run import intact_manifest
-from qgf.tasks.ogbench import EnvName
+from qgf.run import intact_source
 
 
 def training_points(record: dict) -> Float[np.ndarray, "row dim"]:
@@ -17,10 +16,9 @@ def training_points(record: dict) -> Float[np.ndarray, "row dim"]:
     Raises:
         UserError: the data are gone or have changed.
     """
-    manifest, config = intact_manifest(record), record["config"]
-    name = EnvName.parse(record["env"]).dataset
-    data = Dataset(manifest, name, chunk=config["chunk"], discount=config["discount"])
-    chunks = data.chunks(manifest.split("train"))
+    source, config = intact_source(record), record["config"]
+    data = Dataset(source, chunk=config["chunk"], discount=config["discount"])
+    chunks = data.chunks(source.split("train"))
     batch = chunks.take(np.arange(len(chunks.start)))
     return np.concatenate([batch.obs, batch.action], axis=1)
 

@@ -17,7 +17,7 @@ from qgf.core import Sampled, refuse_failed
 from qgf.data import returns_to_go
 from qgf.methods import METHODS, Learners
 from qgf.run import of_seed
-from qgf.tasks.ogbench import make_env
+from qgf.tasks import find_task
 
 QGF = METHODS["qgf"]
 TAIL = 0.05  # share γ^n that may be left after the last step of an episode
@@ -41,7 +41,7 @@ def roll_out(
     """
     discount = held["policy"].config.discount
     steps = limit + math.ceil(math.log(TAIL) / math.log(discount))
-    env, size = make_env(name, max_episode_steps=steps), noise_size(QGF, held, spec)
+    env, size = find_task(name).make(max_episode_steps=steps), noise_size(QGF, held, spec)
     found = []
     for i in range(episodes):
         key = jax.random.fold_in(jax.random.key(0), i)

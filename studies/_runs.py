@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qgf.comparison import Plan, check_facts, check_task
 from qgf.config import PRESETS, Config
-from qgf.tasks.ogbench import EnvName
+from qgf.tasks import find_task
 from qgf.tasks.ogbench.collect import collect
 
 SMOKE = dataclasses.replace(
@@ -36,7 +36,7 @@ def study_plan(preset: str, out: Path, envs: tuple[str, ...]) -> Plan:
     for env in envs:
         check_task(env)
     data = {}
-    for dataset in dict.fromkeys(EnvName.parse(env).dataset for env in envs):
+    for dataset in dict.fromkeys(find_task(env).domain for env in envs):
         data[dataset] = out / "data" / dataset
         collect(dataset, data[dataset], episodes, val_episodes, 1000, 2, 0, steps)
     plan = Plan(out, data, config, tuple(range(seeds)), {"tune": tune, "test": test})

@@ -201,8 +201,9 @@ collect("cube-single-play-v0", DATA, 1, 1, 1, 2, 3, 5)
 """
 EVALUATING = """
 from qgf.files import TEMPORARY, locked
+from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
-with Workers("cube-single-singletask-task1-v0", 1, 1) as workers:
+with Workers(find_task("cube-single-singletask-task1-v0"), 1, 1) as workers:
     workers.request({0: ("reset", {"seed": 0})})
 """
 
@@ -225,6 +226,7 @@ def test_scripts_need_no_main_guard(how, what, tmp_path):
 _SCRIPT = """
 import sys
 from qgf.tasks.ogbench.collect import collect
+from qgf.tasks import find_task
 if __name__ == "__main__":
     collect("cube-single-play-v0", sys.argv[1], 5, 3, 2, int(sys.argv[2]), 3, 40)
 """
@@ -318,7 +320,7 @@ def test_too_little_memory_or_too_few_files(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"cannot start 2 worker.*Too many open files"):
             small(out=tmp_path / "a", workers=2)
         with pytest.raises(UserError, match=r"cannot start 2 worker.*fewer --workers"):
-            Workers("cube-single-v0", 2, 2)
+            Workers(find_task("cube-single-v0"), 2, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert not multiprocessing.active_children()
@@ -410,7 +412,7 @@ def test_far_more_processes_than_processors(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     for function in (
         lambda: small(out=tmp_path / "data", episodes=40, shard_episodes=40, workers=33),
-        lambda: Workers("cube-single-v0", 40, 33),
+        lambda: Workers(find_task("cube-single-v0"), 40, 33),
     ):
         with pytest.raises(UserError, match="33 worker processes are too many for 2 processors"):
             function()

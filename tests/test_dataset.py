@@ -15,6 +15,7 @@ from qgf.data.dataset import Dataset, chunk_returns, returns_to_go, rotation
 from qgf.data.manifest import load_manifest
 from qgf.errors import UserError
 from qgf.run.trainer import train
+from qgf.tasks import find_task
 from qgf.tasks.ogbench.envs import make_env
 
 H, DISCOUNT = 5, 0.9
@@ -71,8 +72,8 @@ def slow_chunks(folder):
 
 
 def all_chunks(folder, env=TASK, length=H):
-    dataset = Dataset(load_manifest(folder), env, chunk=length, discount=DISCOUNT)
-    chunks = dataset.chunks(dataset.manifest.split("train"))
+    dataset = Dataset(find_task(env).open(folder), chunk=length, discount=DISCOUNT)
+    chunks = dataset.chunks(dataset.source.split("train"))
     return dataset, chunks, chunks.take(np.arange(len(chunks.start)))
 
 
@@ -191,7 +192,7 @@ def test_returns_to_go_are_the_chunks_reward_and_what_follows(data):
 
 def test_several_shards_are_the_union_of_each(data):
     dataset, _, both = all_chunks(data)
-    shards = dataset.manifest.split("train")
+    shards = dataset.source.split("train")
     assert len(shards) == 2
     parts = [dataset.chunks([shard]) for shard in shards]
     parts = [part.take(np.arange(len(part.start))) for part in parts]
@@ -201,7 +202,7 @@ def test_several_shards_are_the_union_of_each(data):
 
 def test_groups_fit_the_memory(data):
     dataset, _, _ = all_chunks(data)
-    shards = dataset.manifest.split("train")
+    shards = dataset.source.split("train")
     shard_gigabytes = 202 * 4 * (28 + 5 + 4) / 1e9
     assert dataset.groups(2 * shard_gigabytes) == [shards]
     assert dataset.groups(1.99 * shard_gigabytes) == [[shards[0]], [shards[1]]]
@@ -225,7 +226,7 @@ def test_rotation_visits_every_group_in_turn(data):
 def test_data_of_another_environment(data):
     other = "cube-double-play-singletask-task1-v0"
     with pytest.raises(UserError, match=r"are of cube-single-play-v0, but cube-double.* needs"):
-        Dataset(load_manifest(data), other, chunk=H, discount=DISCOUNT)
+        find_task(other).open(data)
 
 
 def put(name, make):
@@ -272,7 +273,7 @@ def test_unfit_shards(edit, message, downloaded):
 def test_shard_that_breaks_after_it_was_vouched_for(data, tmp_path):
     folder = shutil.copytree(data, tmp_path / "copy")
     dataset, _, _ = all_chunks(folder)
-    shard = dataset.manifest.split("train")[1]
+    shard = dataset.source.split("train")[1]
     (folder / shard.file).write_bytes((folder / shard.file).read_bytes()[:1000])
     with pytest.raises(UserError, match=f"{shard.file} cannot be read"):
         dataset.chunks([shard])
@@ -298,7 +299,7 @@ def test_more_memory_than_there_is(data, downloaded, monkeypatch):
 
 def test_rows_that_the_manifest_does_not_count(data):
     manifest = load_manifest(data)
-    dataset = Dataset(manifest, TASK, chunk=H, discount=DISCOUNT)
+    dataset = Dataset(find_task(TASK).open(data), chunk=H, discount=DISCOUNT)
     shard = manifest.split("train")[0]
     for change in ({"rows": 203}, {"episodes": 1}):
         with pytest.raises(UserError, match="has 202 rows in 2 episodes, but the manifest says"):
@@ -307,7 +308,7 @@ def test_rows_that_the_manifest_does_not_count(data):
 
 def test_other_arrays_of_a_file_are_not_used(downloaded):
     dataset, _, before = all_chunks(downloaded)
-    assert dataset.rewards == (
+    assert dataset.source.rewards == (
         "those of cube-single-singletask-task1-v0, computed from the recorded states"
     )
     (downloaded / "manifest.json").unlink()
@@ -322,8 +323,8 @@ def test_other_arrays_of_a_file_are_not_used(downloaded):
     dataset, _, after = all_chunks(downloaded)
     for a, b in zip(before, after, strict=True):
         assert a.tobytes() == b.tobytes()
-    assert dataset.rewards.endswith("; the files' own rewards and masks are not used")
-    alone = Dataset(dataset.manifest, NAME, chunk=H, discount=DISCOUNT)
+    assert dataset.source.rewards.endswith("; the files' own rewards and masks are not used")
+    alone = find_task(NAME).open(downloaded)
     assert alone.rewards == "none; the files' own rewards and masks are not used"
 
 
@@ -339,7 +340,7 @@ def test_training_takes_sparse_rewards(data, tmp_path, monkeypatch):
         datasets.append(dataset)
         raise UserError("seen enough")
 
-    monkeypatch.setattr("qgf.data.dataset.relabel_dataset", relabel)
+    monkeypatch.setattr("qgf.tasks.ogbench._shards.relabel_dataset", relabel)
     monkeypatch.setattr("qgf.run.trainer.rotation", rotation)
     for sparse in (False, True):
         config = dataclasses.replace(TINY, chunk=1, sparse_rewards=sparse)
@@ -350,4 +351,4 @@ def test_training_takes_sparse_rewards(data, tmp_path, monkeypatch):
         expected = np.full(200, -size)
         expected[[50, 150]] = 0
         np.testing.assert_array_equal(reward, expected)
-    assert datasets[1].rewards.endswith("states, -1 until it is solved")
+    assert datasets[1].source.rewards.endswith("states, -1 until it is solved")

@@ -26,6 +26,7 @@ from qgf.evaluation.statistics import wilson_interval
 from qgf.files import FORMAT, read_record, sha256, write_json, write_record
 from qgf.run._evaluation import read_evaluation, write_evaluation
 from qgf.run.checkpoint import load_learner, load_record
+from qgf.tasks import find_task
 from qgf.tasks._workers import Reply, Workers
 
 
@@ -74,7 +75,7 @@ def fake(monkeypatch):
 
 def rolled(run, jobs, slots, workers=1, seed=0):
     learners = {role: load_learner(run, role) for role in ("policy", "critic")}
-    return roll_out(TASK, Spec(28, 5, 5), learners, jobs, workers, slots, seed)
+    return roll_out(find_task(TASK), Spec(28, 5, 5), learners, jobs, workers, slots, seed)
 
 
 def test_an_episode_without_an_action_ends_with_an_error(fake, monkeypatch):
@@ -87,9 +88,9 @@ def test_an_episode_without_an_action_ends_with_an_error(fake, monkeypatch):
     monkeypatch.setattr(qgf.act.rollout, "actor", lambda *_: act)
     both = jobs([Arm(), Arm("bc", 2.0)], episodes=2, splits=("test",))
     with pytest.raises(UserError, match=r"^no action in test episode \d, weight 2: the networks'"):
-        roll_out(TASK, Spec(28, 5, 5), {}, both, 1, 4, 0)
+        roll_out(find_task(TASK), Spec(28, 5, 5), {}, both, 1, 4, 0)
     lost["weight"] = 3.0
-    outcomes = roll_out(TASK, Spec(28, 5, 5), {}, both, 1, 4, 0)
+    outcomes = roll_out(find_task(TASK), Spec(28, 5, 5), {}, both, 1, 4, 0)
     assert all(o.fallbacks == 3 * o.length / 5 for o in outcomes.values())
 
 
@@ -462,12 +463,14 @@ def test_run_without_a_task(policy_run):
 
 def test_death_and_complaints_of_processes():
     before = set(multiprocessing.active_children())
-    with Workers(TASK, 2, 2) as pool:
+    with Workers(find_task(TASK), 2, 2) as pool:
         assert pool.request({1: ("reset", {"seed": 0})})[1].obs.shape == (28,)
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
             process.join()
         with pytest.raises(UserError, match="an environment process died"):
             pool.request({0: ("reset", {"seed": 0}), 1: ("reset", {"seed": 0})})
-    with Workers("cube-singel-v0", 1, 1) as pool, pytest.raises(UserError, match="Did you mean"):
+    task = find_task(TASK)
+    task.name = "cube-singel-v0"
+    with Workers(task, 1, 1) as pool, pytest.raises(UserError, match="Did you mean"):
         pool.request({0: ("reset", {"seed": 0})})

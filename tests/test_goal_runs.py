@@ -13,15 +13,14 @@ from conftest import TASK, TINY, train_and_release
 
 import qgf
 import qgf.act.rollout
-from qgf.act.rollout import GOALS
 from qgf.data.dataset import Dataset
 from qgf.data.goals import GoalDataset
-from qgf.data.manifest import load_manifest
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import evaluate
 from qgf.methods.table import METHODS
 from qgf.run.checkpoint import load_learner, load_record
 from qgf.run.trainer import train
+from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
 from qgf.tasks.ogbench.collect import collect
 
@@ -56,7 +55,7 @@ def test_policy_is_the_single_task_runs(run, goal_run):
 
 def test_goals_are_ogbenchs(data):
     """The oracle representation of a state is what the environment calls its goal there."""
-    dataset = GoalDataset(load_manifest(data), ENV, TINY)
+    dataset = GoalDataset(find_task(ENV).open(data), TINY)
     chunks = dataset.validation()
     env = qgf.make_env(ENV)
     with np.load(next(Path(data).glob("*-val.npz"))) as file:
@@ -67,14 +66,14 @@ def test_goals_are_ogbenchs(data):
         np.testing.assert_allclose(
             chunks.goal[row], env.unwrapped.compute_oracle_observation(), atol=1e-5
         )
-    whole = GoalDataset(load_manifest(data), "cube-single-play-v0", TINY).validation()
+    whole = GoalDataset(find_task("cube-single-play-v0").open(data), TINY).validation()
     np.testing.assert_array_equal(whole.goal, whole.chunks.obs)
 
 
 def test_policy_batch_is_that_of_a_task(data):
     """So that the same seed clones the same policy, with goals or without."""
-    plain = Dataset(load_manifest(data), TASK, chunk=5, discount=0.99).validation()
-    goals = GoalDataset(load_manifest(data), ENV, TINY).validation()
+    plain = Dataset(find_task(TASK).open(data), chunk=5, discount=0.99).validation()
+    goals = GoalDataset(find_task(ENV).open(data), TINY).validation()
     a, b = (jax.device_put(chunks).sample(KEY, 64) for chunks in (plain, goals))
     np.testing.assert_array_equal(a.obs, b.obs)
     np.testing.assert_array_equal(a.action, b.action)
@@ -83,7 +82,7 @@ def test_policy_batch_is_that_of_a_task(data):
 def test_evaluation_runs_all_goals(goal_run, short):
     result = evaluate(goal_run, [0.5], episodes=2, tune_episodes=1, slots=10)
     test = result["qgf"]
-    assert test["episodes"] == 2 * GOALS * 2 and len(test["goals"]) == GOALS
+    assert test["episodes"] == 2 * 5 * 2 and len(test["goals"]) == 5
     assert np.mean([goal["success"] for goal in test["goals"]]) == test["success"]
     assert {goal["episodes"] for goal in test["goals"]} == {4}
 
@@ -196,7 +195,7 @@ def test_domains_of_the_paper(domain, tmp_path, short):
     config = replace(TINY, steps=20, critic_chunk=10)
     train_and_release(f"{domain}-play-oraclerep-v0", tmp_path / "data", tmp_path / "run", config)
     result = evaluate(tmp_path / "run", [0.5], episodes=1, tune_episodes=1, workers=1, slots=5)
-    assert len(result["qgf"]["goals"]) == GOALS
+    assert len(result["qgf"]["goals"]) == 5
 
 
 @pytest.mark.slow
@@ -205,7 +204,7 @@ def test_sparse_rewards(tmp_path):
     collect("puzzle-4x5-play-v0", tmp_path, 1, 1, 1, 1, 0, 61)
     env, options = "puzzle-4x5-play-singletask-task1-v0", {"chunk": 5, "discount": 0.5}
     own, sparse = (
-        Dataset(load_manifest(tmp_path), env, **options, sparse=sparse).validation()
+        Dataset(find_task(env).open(tmp_path, sparse=sparse), **options).validation()
         for sparse in (False, True)
     )
     unsolved = sparse.mask == 1

@@ -11,7 +11,7 @@ import pytest
 from qgf.config import Config
 from qgf.data.dataset import Chunks
 from qgf.data.goals import FAR, GoalChunks, GoalDataset, trajectory_ends
-from qgf.data.manifest import load_manifest
+from qgf.tasks import find_task
 
 CHUNK, LONG = 3, 5
 LENGTHS = (9, 4, 31)  # rows of the trajectories; the second is just as long as a chunk
@@ -147,7 +147,7 @@ def test_a_data_set_passes_its_settings_on(data):
         goal_trajectory=0.6,
         goal_sampling="geometric",
     )
-    dataset = GoalDataset(load_manifest(data), "cube-single-play-oraclerep-v0", config)
+    dataset = GoalDataset(find_task("cube-single-play-oraclerep-v0").open(data), config)
     chunks = jax.device_put(dataset.validation())
     start = np.asarray(chunks.chunks.start)
     index = np.tile(np.arange(len(start)), 300)

@@ -9,7 +9,6 @@ import pytest
 from conftest import release_memory, train_and_release
 from matplotlib.figure import Figure
 
-from qgf.act.rollout import GOALS
 from qgf.errors import UserError
 from qgf.tasks._workers import Workers
 from studies import ANYWHERE, STUDIES, run_study
@@ -82,6 +81,6 @@ def test_studies_of_goals(tmp_path, monkeypatch):
     assert only.parent.name == "goals"
     assert (np.abs(list(found["sensitivity"]["cosines"].values())) <= 1).all()
     (task,) = found["weight"]["tasks"]
-    assert task["rows"][0]["test"]["episodes"] == 2 * GOALS
+    assert task["rows"][0]["test"]["episodes"] == 2 * 5
     assert all(row["q_gain"] != 0 for row in task["rows"][1:])
     assert found["q-optimizer"]["rows"]["qgf"][0]["gain"] > 0

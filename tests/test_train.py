@@ -19,7 +19,6 @@ from conftest import TASK, TINY
 import qgf.run.trainer
 from qgf.config import Spec
 from qgf.data.dataset import Dataset
-from qgf.data.manifest import load_manifest
 from qgf.errors import Terminated, UserError
 from qgf.files import locked, read_record, write_json, write_record
 from qgf.run._update import Fixed, create_state, train_steps, validation_losses
@@ -63,6 +62,7 @@ import os, signal, sys
 from pathlib import Path
 import qgf.run.checkpoint, qgf.run.trainer
 from qgf.config import Config
+from qgf.tasks import find_task
 
 real, moment = getattr({module}, {function!r}), {moment}
 
@@ -347,7 +347,7 @@ def test_a_validation_loss_that_is_not_finite_is_not_saved(data, tmp_path, monke
 
 def test_metrics_lines_are_what_the_learners_say(run, data):
     spec = Spec(28, 5, 5)
-    dataset = Dataset(load_manifest(data), TASK, chunk=5, discount=TINY.discount)
+    dataset = Dataset(find_task(TASK).open(data), chunk=5, discount=TINY.discount)
     validation = jax.device_put(dataset.validation())
     learners = {name: load_learner(run, name) for name in ("policy", "critic")}
     assert learners["policy"].policy.mlp.kernels[0].shape == (2, spec.obs + 25 + 16, 16)
@@ -365,7 +365,7 @@ def test_training_learns(run):
 
 
 def test_steps_differ_from_each_other_and_between_seeds(data):
-    dataset = Dataset(load_manifest(data), NO_TASK, chunk=5, discount=0.9)
+    dataset = Dataset(find_task(NO_TASK).open(data), chunk=5, discount=0.9)
     chunks = jax.device_put(dataset.validation())
     still = config(learning_rate=1e-30)  # the loss then differs by its randomness alone
     seeds = jax.numpy.array([0, 1])

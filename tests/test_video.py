@@ -11,6 +11,7 @@ from qgf.config import Spec
 from qgf.errors import UserError
 from qgf.reports import video
 from qgf.run.checkpoint import load_learner, load_record
+from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
 
 SHAPE = "import imageio.v3 as i, sys; x = i.imread(sys.argv[1], plugin='FFMPEG'); print(x.shape)"
@@ -75,7 +76,7 @@ def test_panels_show_the_evaluated_episode_from_one_start(
         "critic": load_learner(other_critic, "critic", seeds=[3]),
     }
     record = load_record(run)
-    rollout.roll_out(record["env"], Spec(**record["spec"]), learners, jobs, 1, 4, 4)
+    rollout.roll_out(find_task(record["env"]), Spec(**record["spec"]), learners, jobs, 1, 4, 4)
     # The film shows all arms at a time, the evaluation plays one after another.
     assert len(filmed) == len(Recording.actions) == 4 * 3
     turns = np.array(filmed).reshape(3, 4, 5, 5).swapaxes(0, 1)
@@ -116,7 +117,7 @@ def test_no_rendering_is_explained_and_leaves_nothing(backend, run, tmp_path, mo
 def test_a_backend_that_is_not_there_stops_no_evaluation_without_a_line(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     with (
-        Workers("cube-single-v0", 1, 1) as pool,
+        Workers(find_task("cube-single-v0"), 1, 1) as pool,
         pytest.raises(UserError, match="MuJoCo does not start with MUJOCO_GL=nonsense"),
     ):
         pool.request({0: ("reset", {"seed": 0})})

@@ -35,7 +35,7 @@ from qgf.run.checkpoint import (
     load_record,
     of_seed,
 )
-from qgf.tasks.ogbench.envs import EnvName
+from qgf.tasks import find_task
 
 
 def sample_actions(
@@ -130,7 +130,7 @@ def learner_hashes(
 
 
 def _how(run: Path, record: dict, name: str) -> str:
-    if EnvName.parse(record["env"]).singletask:
+    if find_task(record["env"]).rewarded:
         return f"train it with `qgf train --method {name} --base {run} --out …`"
     return f"train it with `qgf train --env …-singletask-taskN-v0 --policy {run} --out …`"
 
@@ -138,7 +138,7 @@ def _how(run: Path, record: dict, name: str) -> str:
 def _other_critic(run: Path, which: str, record: dict, seeds: list[int]) -> Learner:
     other = load_record(run)
     # A run of the policy alone, or one for goals, takes any critic of its domain.
-    free = not EnvName.parse(record["env"]).singletask
+    free = not find_task(record["env"]).rewarded
     sizes = [{**r["spec"], "goal": 0} for r in (record, other)]
     if sizes[0] != sizes[1] or not (free or other["env"] == record["env"]):
         raise UserError(

@@ -22,10 +22,10 @@ from qgf.config import Spec
 from qgf.core.flow import FAILED
 from qgf.errors import UserError
 from qgf.methods.table import CLONED, Learners, Method, find_method
+from qgf.tasks import Task
 from qgf.tasks._workers import Reply, Workers
 
 SPLITS = ("tune", "test")
-GOALS = 5  # that OGBench evaluates in every environment
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Arm:
 class Job:
     """One episode to run: which arm, with which training seed (by position), which start.
 
-    Where a goal is asked for, neighbouring episodes take OGBench's goals in turn.
+    Where a goal is asked for, neighbouring episodes take the task's goals in turn.
     """
 
     arm: Arm
@@ -92,7 +92,7 @@ def make_jobs(arms: Sequence[Arm], seeds: int, counts: dict[str, int]) -> list[J
 
 
 def roll_out(
-    env: str,
+    task: Task,
     spec: Spec,
     learners: Learners,
     jobs: Sequence[Job],
@@ -111,13 +111,13 @@ def roll_out(
     groups = collections.defaultdict(list)
     for job in jobs:
         groups[job.arm.unweighted].append(job)
-    own = contextlib.nullcontext(pool) if pool else Workers(env, slots, workers)
+    own = contextlib.nullcontext(pool) if pool else Workers(task, slots, workers)
     with progress() as bar, own as pool:
-        task = bar.add_task("evaluating", total=len(jobs), unit="episodes")
+        shown = bar.add_task("evaluating", total=len(jobs), unit="episodes")
         for arm, group in groups.items():
             act = actor(arm, learners, spec, seed)
-            for _ in _pass(pool, act, spec, group, outcomes, slots, seed):
-                bar.advance(task)
+            for _ in _pass(pool, act, task, spec, group, outcomes, slots, seed):
+                bar.advance(shown)
     return outcomes
 
 
@@ -137,6 +137,7 @@ def actor(arm: Arm, learners: Learners, spec: Spec, seed: int) -> Callable:
 def _pass(
     pool: Workers,
     act: Callable,
+    task: Task,
     spec: Spec,
     jobs: Sequence[Job],
     outcomes: dict[Job, Outcome],
@@ -171,7 +172,7 @@ def _pass(
             elif queue:
                 job = running[slot] = queue.popleft()
                 weight[at], start[at], turn[at] = job.arm.weight, job.start, -1
-                requests[slot] = ("reset", start_of(job, spec, seed))
+                requests[slot] = ("reset", start_of(job, task, spec, seed))
         if not requests:
             return
         for slot, reply in pool.request(requests).items():
@@ -215,12 +216,12 @@ def _act(
     return jax.lax.map(act, (arrays, obs, goal, weight, start, turn))
 
 
-def start_of(job: Job, spec: Spec, seed: int) -> dict[str, Any]:
+def start_of(job: Job, task: Task, spec: Spec, seed: int) -> dict[str, Any]:
     """Return what a job's environment is reset with.
 
-    If a goal is asked for, it is the next of OGBench's for every episode.
+    If a goal is asked for, it is the task's next for every episode.
     """
-    goal = {"task_id": 1 + job.episode % GOALS}
+    goal = {"task_id": 1 + job.episode % task.goals}
     return {"seed": _env_seed(seed, job.start)} | ({"options": goal} if spec.goal else {})
 
 

@@ -34,7 +34,7 @@ from qgf.files import locked, read_value, write_value
 from qgf.methods.table import CLONED, canonical, find_method, kinds_of, settings
 from qgf.run._evaluation import choose
 from qgf.run.checkpoint import of_seed
-from qgf.tasks.ogbench.envs import EnvName
+from qgf.tasks import find_task
 
 
 def compare(
@@ -79,8 +79,8 @@ def compare(
     with locked(plan.out):
         check_facts(plan)
         entries, searched = [], {}
-        for dataset in dict.fromkeys(EnvName.parse(env).dataset for env in envs):
-            tasks = [env for env in envs if EnvName.parse(env).dataset == dataset]
+        for dataset in dict.fromkeys(find_task(env).domain for env in envs):
+            tasks = [env for env in envs if find_task(env).domain == dataset]
             tunable = {name: settings(name) for name in names if len(settings(name)) > 1}
             _evaluate(plan, tasks, "tune", tunable)
             searched[dataset] = {name: _search(plan, name, tasks) for name in names}
@@ -144,8 +144,8 @@ def _evaluate(
 
 def _size(env: str) -> str:
     """Return what environments have in common whose networks are of one size."""
-    name = EnvName.parse(env)
-    return env if name.oraclerep else name.dataset
+    task = find_task(env)
+    return env if task.goal_critic else task.domain
 
 
 def _cost(plan: Plan, name: str, env: str) -> dict:
@@ -177,9 +177,9 @@ def _folders(envs: Sequence[str], data: Sequence[Path]) -> dict[str, Path]:
         check_task(env)
     found = {load_manifest(folder).name: Path(folder) for folder in data}
     for env in envs:
-        if EnvName.parse(env).dataset not in found:
+        if find_task(env).domain not in found:
             raise UserError(
-                f"{env} needs data of {EnvName.parse(env).dataset}; name its folder with --data "
+                f"{env} needs data of {find_task(env).domain}; name its folder with --data "
                 f"(there are {', '.join(found) or 'none'})"
             )
     return found

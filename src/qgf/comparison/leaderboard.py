@@ -21,7 +21,7 @@ from qgf.evaluation.statistics import (
 from qgf.files import atomic_open, write_json
 from qgf.methods.table import CLONED, GUIDED, find_method
 from qgf.reports._page import Page
-from qgf.tasks.ogbench.envs import EnvName
+from qgf.tasks import find_task
 
 RESAMPLES = 2000
 
@@ -91,8 +91,8 @@ def leaderboard(entries: list[dict], costs: dict[str, dict[str, dict]], facts: d
         rates[env] = dict(zip(wins, both, strict=True))
     overall = _aggregate(rates)
     domains: dict[str, dict] = {}
-    for domain in sorted({EnvName.parse(env).dataset for env in tasks}):
-        inside = {env: rates[env] for env in tasks if EnvName.parse(env).dataset == domain}
+    for domain in sorted({find_task(env).domain for env in tasks}):
+        inside = {env: rates[env] for env in tasks if find_task(env).domain == domain}
         domains[domain] = {"tasks": [*inside], "methods": _aggregate(inside)}
     methods = sorted(overall, key=lambda name: (name != CLONED, -overall[name]["mean"]))
     found = {"methods": methods, "overall": overall, "domains": domains, "tasks": tasks}

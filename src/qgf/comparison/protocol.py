@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qgf.act.policy import noise_size, sample_actions
-from qgf.act.rollout import GOALS, SPLITS, Arm, make_jobs, roll_out
+from qgf.act.rollout import SPLITS, Arm, make_jobs, roll_out
 from qgf.config import Config, Spec, check_seeds
 from qgf.core.flow import refuse_failed
 from qgf.data.dataset import Batch
@@ -40,8 +40,8 @@ from qgf.methods.table import CLONED, METHODS, Learners, Method, find_method, ki
 from qgf.run._validation import validation_batch
 from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
 from qgf.run.trainer import train
+from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
-from qgf.tasks.ogbench.envs import EnvName
 
 BASE = ("policy", "critic")
 STATES = 512  # of the validation data, at which the critic is asked
@@ -110,8 +110,8 @@ def check_facts(plan: Plan) -> None:
 
 def check_task(env: str) -> None:
     """Raise a UserError if an environment has neither a task nor goals."""
-    name = EnvName.parse(env)
-    if not (name.singletask or name.oraclerep):
+    task = find_task(env)
+    if not (task.rewarded or task.goal_critic):
         raise UserError(f"{env} names no task; use …-singletask-taskN-v0 or …-oraclerep-v0")
 
 
@@ -122,6 +122,7 @@ def variant(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> Var
 
 def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant]) -> None:
     """Run the episodes of all variants, named as they are filed, that are not there yet."""
+    task = find_task(env)
     with contextlib.ExitStack() as stack:
         pool = None
         for name, (method, load, settings) in variants.items():
@@ -129,13 +130,14 @@ def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant])
             if not missing:
                 continue
             # One pool for all variants: making its environments takes longer than a variant.
-            pool = pool or stack.enter_context(Workers(env, plan.slots, plan.workers))
+            pool = pool or stack.enter_context(Workers(task, plan.slots, plan.workers))
             arms = {setting: Arm(method, *setting) for setting in missing}
             sizes = spec(plan, env)
-            count = plan.counts[split] * (GOALS if sizes.goal else 1)
+            count = plan.counts[split] * (task.goals if sizes.goal else 1)
             jobs = make_jobs([*arms.values()], len(plan.seeds), {split: count})
             print(f"evaluating {name} on {env}, {split} episodes", flush=True)
-            outcomes = roll_out(env, sizes, load(), jobs, plan.workers, plan.slots, plan.seed, pool)
+            sizing = plan.workers, plan.slots, plan.seed
+            outcomes = roll_out(task, sizes, load(), jobs, *sizing, pool)
             for setting, arm in arms.items():
                 path = _file(plan, name, env, split, setting)
                 write_value(path, table(outcomes, arm, split).tolist())
@@ -230,10 +232,8 @@ def source(method: Method, name: str, role: str) -> str:
 
 def run_folder(plan: Plan, what: str, env: str) -> Path:
     """Train one of the runs of a domain or task, if need be, and return its folder."""
-    dataset = EnvName.parse(env).dataset
-    folder = plan.out / "runs" / dataset.removesuffix("-v0")
-    name = EnvName.parse(env)
-    task = "goals" if name.oraclerep else f"task{name.task or 'default'}"
+    task = find_task(env)
+    folder = plan.out / "runs" / task.domain.removesuffix("-v0")
     options: dict
     if what == "policy":
         options = {"method": CLONED}
@@ -245,7 +245,7 @@ def run_folder(plan: Plan, what: str, env: str) -> Path:
         options = {"method": what, "base": run_folder(plan, base, env)}
     # What no critic enters is trained once for all tasks of a domain.
     free = what == "policy" or (what != "critic" and base == "policy")
-    env, path = (dataset, folder / what) if free else (env, folder / task / what)
+    env, path = (task.domain, folder / what) if free else (env, folder / task.part / what)
     train_to_end(plan, env, path, plan.config, **options)
     return path
 
@@ -254,7 +254,7 @@ def train_to_end(plan: Plan, env: str, path: Path, config: Config, **options: ob
     """Train a run, or what is left of it; `options` are those of `qgf.run.trainer.train`."""
     if max(list_checkpoints(path), default=0) >= config.steps:
         return
-    data, resume = plan.data[EnvName.parse(env).dataset], (path / "config.json").exists()
+    data, resume = plan.data[find_task(env).domain], (path / "config.json").exists()
     print(f"training {path}", flush=True)
     begin = time.monotonic()
     train(env, data, path, config, seeds=plan.seeds, resume=resume, **options)
@@ -264,5 +264,5 @@ def train_to_end(plan: Plan, env: str, path: Path, config: Config, **options: ob
 
 def spec(plan: Plan, env: str) -> Spec:
     """Return the sizes of observations and actions, and of goals where the task is one."""
-    what = "critic" if EnvName.parse(env).oraclerep else "policy"
+    what = "critic" if find_task(env).goal_critic else "policy"
     return Spec(**load_record(run_folder(plan, what, env))["spec"])

@@ -34,4 +34,5 @@ from qgf.data.readers import (
     held_out as held_out,
     open_recording as open_recording,
 )
+from qgf.data.source import Source as Source
 from qgf.data.trajectories import Trajectories as Trajectories

@@ -1,8 +1,7 @@
-"""Action chunks from OGBench-layout shards, held on the device and sampled there."""
+"""Action chunks of recorded episodes, held on the device and sampled there."""
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -10,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
-from ogbench.relabel_utils import relabel_dataset
 
 from qgf.config import Spec
-from qgf.data._npz import own_rewards, read_arrays
-from qgf.data.manifest import Manifest, Shard
+from qgf.data.manifest import Shard
+from qgf.data.source import Source
+from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
-from qgf.tasks.ogbench.envs import EnvName, make_env, state_widths
 
-Part = dict[str, np.ndarray]  # what is read of one shard
+Part = dict[str, np.ndarray]  # what is cut from one shard
 
 
 class Batch(NamedTuple):
@@ -114,41 +112,13 @@ def returns_to_go(
 
 
 class Dataset:
-    """A folder of shards seen as chunks of one environment, and of one task if it names one.
+    """Recorded episodes of a source, seen as chunks with returns."""
 
-    Without a task, rewards are 0 and masks 1: enough for behaviour cloning.
-    """
-
-    def __init__(
-        self, manifest: Manifest, env: str, *, chunk: int, discount: float, sparse: bool = False
-    ):
-        """Raise UserError when the data are of another environment than `env`.
-
-        Args:
-            sparse: a task's reward is -1 until it is solved, then 0.
-        """
-        self.name = EnvName.parse(env)
-        if manifest.name != self.name.dataset:
-            raise UserError(
-                f"the data in {manifest.folder} are of {manifest.name}, but {env} needs "
-                f"{self.name.dataset}; collect it or name its folder with --data"
-            )
-        self.manifest = manifest
+    def __init__(self, source: Source, *, chunk: int, discount: float):
+        """Take chunks of so many steps, whose rewards are discounted per step."""
+        self.source = source
         self.chunk = chunk
         self.discount = discount
-        self._sparse = sparse
-        self._env = make_env(env)
-        self._widths = state_widths(self._env)
-
-    @property
-    def rewards(self) -> str:
-        """Which rewards are used, in one line; those in the files never are."""
-        used = "none"
-        if self.name.singletask:
-            rule = ", -1 until it is solved" if self._sparse else ""
-            used = f"those of {self.name.env_id}, computed from the recorded states{rule}"
-        own = own_rewards(self.manifest.folder / self.manifest.split("train")[0].file)
-        return used + (f"; the files' own {' and '.join(own)} are not used" if own else "")
 
     def spec(self, chunks: Chunks) -> Spec:
         """Return the sizes of chunks of this data."""
@@ -165,7 +135,7 @@ class Dataset:
             return self._join([self._read(shard) for shard in shards])
         except MemoryError as error:
             raise UserError(
-                f"{len(shards)} shards of {self.manifest.folder} do not fit into memory "
+                f"{len(shards)} shards of {self.source.folder} do not fit into memory "
                 f"({error}); use a smaller --resident-gb, or smaller shards"
             ) from None
 
@@ -182,8 +152,8 @@ class Dataset:
 
     def groups(self, gigabytes: float) -> list[list[Shard]]:
         """Split the training shards into runs of neighbours of at most `gigabytes` each."""
-        shards = self.manifest.split("train")
-        row_bytes = 4 * (self._widths["observations"] + self._widths["actions"] + 4)
+        shards = self.source.split("train")
+        row_bytes = 4 * (sum(self.source.widths) + 4)
         groups: list[list[Shard]] = [[]]
         for shard in shards:
             rows = shard.rows + sum(other.rows for other in groups[-1])
@@ -194,40 +164,27 @@ class Dataset:
 
     def validation(self) -> eqx.Module:
         """Return all chunks of the -val shards."""
-        return self.chunks(self.manifest.split("val"))
+        return self.chunks(self.source.split("val"))
 
     def _read(self, shard: Shard) -> Part:
-        path = self.manifest.folder / shard.file
-        data = read_arrays(path, self._widths)
-        terminals = data["terminals"]
-        rows, episodes = len(terminals), int(np.count_nonzero(terminals))
-        if (rows, episodes) != (shard.rows, shard.episodes):
-            raise UserError(
-                f"{path} has {rows} rows in {episodes} episodes, but the manifest says "
-                f"{shard.rows} in {shard.episodes}; collect the data again, or delete the manifest "
-                "of downloaded files"
-            )
-        return self._part(path, data, _chunk_starts(path, terminals, self.chunk))
+        trajectories = self.source.read(shard)
+        try:
+            return self._cut(trajectories, _chunk_starts(trajectories, self.chunk))
+        except UserError as error:
+            raise UserError(f"{self.source.folder / shard.file}: {error}") from None
 
-    def _part(self, path: Path, data: Part, start: Int[np.ndarray, " chunk"]) -> Part:
-        if self.name.singletask:
-            try:
-                relabel_dataset(self.name.env_id, self._env, data)
-            except KeyError as absent:
-                raise UserError(
-                    f"{path} has no {absent}, from which rewards are computed; "
-                    f"train without a task, --env {self.name.dataset}"
-                ) from None
-            rewards = -1.0 * (data["rewards"] != 0) if self._sparse else data["rewards"]
-            masks = data["masks"]
-            reward, mask = chunk_returns(rewards, masks, start, self.chunk, self.discount)
-            every = returns_to_go(rewards, masks, data["terminals"], self.discount)
-            ahead = every[start].astype(np.float32)
-        else:
-            reward, mask = np.zeros(len(start), np.float32), np.ones(len(start), np.float32)
-            ahead = reward
-        arrays = {name: data[name].astype(np.float32) for name in ("observations", "actions")}
-        return {**arrays, "start": start, "reward": reward, "mask": mask, "return_to_go": ahead}
+    def _cut(self, episodes: Trajectories, start: Int[np.ndarray, " chunk"]) -> Part:
+        rewards, masks = episodes.reward, 1.0 - episodes.terminated
+        reward, mask = chunk_returns(rewards, masks, start, self.chunk, self.discount)
+        ahead = returns_to_go(rewards, masks, episodes.last, self.discount)
+        return {
+            "observations": episodes.observation,
+            "actions": episodes.action,
+            "start": start,
+            "reward": reward,
+            "mask": mask,
+            "return_to_go": ahead[start].astype(np.float32),
+        }
 
 
 def joined(parts: list[Part], name: str) -> np.ndarray:
@@ -257,17 +214,15 @@ def rotation(dataset: Dataset, gigabytes: float, every: int, step: int) -> Itera
         yield data
 
 
-def _chunk_starts(path: Path, terminals: np.ndarray, length: int) -> np.ndarray:
-    """Return the rows at which a whole chunk and the observation after it begin.
-
-    The last row of a trajectory (terminal) holds its last observation; its action is unused.
-    """
-    ends = np.flatnonzero(terminals)
-    firsts = np.concatenate([[0], ends[:-1] + 1])
-    starts = [np.arange(a, b - length + 1) for a, b in zip(firsts, ends, strict=True)]
+def _chunk_starts(episodes: Trajectories, length: int) -> Int[np.ndarray, " chunk"]:
+    """Return the rows at which a whole chunk and the observation after it begin."""
+    starts = [
+        np.arange(end - actions, end - length + 1)
+        for end, actions in zip(episodes.ends, episodes.lengths, strict=True)
+    ]
     if not any(len(s) for s in starts):
         raise UserError(
-            f"{path}: no trajectory is as long as a chunk of {length} steps (the longest has "
-            f"{(ends - firsts).max()}); use a smaller --chunk"
+            f"no trajectory is as long as a chunk of {length} steps (the longest has "
+            f"{episodes.lengths.max()}); use a smaller --chunk"
         )
     return np.concatenate(starts)

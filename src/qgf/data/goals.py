@@ -1,7 +1,6 @@
 """Goals for action chunks, drawn from the data themselves while training (relabeling)."""
 
 import math
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -9,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
-from ogbench.relabel_utils import add_oracle_reps
 
 from qgf.config import Config, Spec
 from qgf.data.dataset import Chunks, Dataset, Part, joined, joined_rows
-from qgf.data.manifest import Manifest
+from qgf.data.source import Source
+from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 
 FAR = 2**30
@@ -103,39 +102,27 @@ class GoalChunks(eqx.Module):
 
 
 class GoalDataset(Dataset):
-    """A folder of shards seen as chunks with goals."""
+    """Recorded episodes of a source, seen as chunks with goals."""
 
-    def __init__(self, manifest: Manifest, env: str, config: Config):
-        """Take goals in OGBench's oracle representation if `env` says so, else observations.
-
-        Raises:
-            UserError: the data are of another environment, or the critic's chunk is shorter
-                than the policy's.
-        """
+    def __init__(self, source: Source, config: Config):
+        """Raise UserError if the critic's chunk is shorter than the policy's."""
         if config.critic_chunk < config.chunk:
             raise UserError(
                 f"critic_chunk ({config.critic_chunk}) must be at least chunk ({config.chunk})"
             )
-        super().__init__(manifest, env, chunk=config.chunk, discount=config.discount)
+        super().__init__(source, chunk=config.chunk, discount=config.discount)
         self._config = config
 
     def spec(self, chunks: GoalChunks) -> Spec:
         """Return the sizes of chunks of this data."""
         return super().spec(chunks.chunks)._replace(goal=chunks.goal.shape[1])
 
-    def _part(self, path: Path, data: Part, start: Int[np.ndarray, " chunk"]) -> Part:
-        part = super()._part(path, data, start)
-        goal = part["observations"]
-        if self.name.oraclerep:
-            try:
-                add_oracle_reps(self.name.env_id, self._env, data)
-            except KeyError as absent:
-                raise UserError(
-                    f"{path} has no {absent}, from which goals are computed; train with "
-                    f"--env {self.name.dataset} --critic dqc, whose goals are observations"
-                ) from None
-            goal = data["oracle_reps"]
-        return part | {"goal": goal, "end": trajectory_ends(data["terminals"], start)}
+    def _cut(self, episodes: Trajectories, start: Int[np.ndarray, " chunk"]) -> Part:
+        goal = episodes.observation if episodes.achieved is None else episodes.achieved
+        return super()._cut(episodes, start) | {
+            "goal": goal,
+            "end": trajectory_ends(episodes.last, start),
+        }
 
     def _join(self, parts: list[Part]) -> GoalChunks:
         config = self._config

@@ -28,6 +28,7 @@ class Trajectories:
             A chunk that ends there serves imitation, and a critic only if the task ended in it.
         success: whether the task was solved by the row's action; None if nobody said.
         goal: what the episode was asked for, float32; None if there is none.
+        achieved: what a goal shows of the row's observation; None if that is the observation.
         state: what a task computes rewards from, by name (simulator states).
     """
 
@@ -38,7 +39,8 @@ class Trajectories:
     reward: Float[np.ndarray, " row"] | None = None
     unseen: Bool[np.ndarray, " row"] | None = None
     success: Bool[np.ndarray, " row"] | None = None
-    goal: Float[np.ndarray, "row goal"] | None = None
+    goal: Float[np.ndarray, "row asked"] | None = None
+    achieved: Float[np.ndarray, "row goal"] | None = None
     state: dict[str, Shaped[np.ndarray, "row ..."]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

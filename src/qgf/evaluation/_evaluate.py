@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from qgf.act.calibration import auto_weight
 from qgf.act.policy import learner_hashes, load_learners
-from qgf.act.rollout import GOALS, SPLITS, Arm, Job, Outcome, make_jobs, roll_out
+from qgf.act.rollout import SPLITS, Arm, Job, Outcome, make_jobs, roll_out
 from qgf.config import Spec
 from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluation.statistics import paired_difference, wilson_interval
@@ -31,7 +31,7 @@ from qgf.methods.table import (
 )
 from qgf.run._evaluation import choose
 from qgf.run.checkpoint import find_checkpoint, load_record
-from qgf.tasks.ogbench.envs import EnvName
+from qgf.tasks import find_task
 
 
 def evaluate(
@@ -91,7 +91,8 @@ def evaluate(
     if data is not None:
         judge["data"]["folder"] = str(data)
     env, spec = judge["env"], Spec(**judge["spec"])
-    if not (EnvName.parse(env).singletask or spec.goal):
+    task = find_task(env)
+    if not (task.rewarded or spec.goal):
         raise UserError(
             f"{run} has no critic, so there is no task to evaluate; train one with "
             f"`qgf train --env …-singletask-taskN-v0 --policy {run}`"
@@ -99,7 +100,7 @@ def evaluate(
     # As numbers, so that all is read from the same checkpoints while a training goes on.
     which = find_checkpoint(run, checkpoint).name
     critic_which = which if critic is None else find_checkpoint(critic).name
-    goals = GOALS if spec.goal else 1
+    goals = task.goals if spec.goal else 1
     counts = {"tune": tune_episodes * goals, "test": episodes * goals}
     sources = {"which": which, "critic": critic, "critic_which": critic_which}
     learners = load_learners(run, [*named], **sources)
@@ -109,7 +110,7 @@ def evaluate(
     arms = _arms(named, weights, best_of, auto, denoise_steps)
     every = list(dict.fromkeys(arm for group in arms.values() for arm in group))
     jobs = make_jobs(every, len(record["seeds"]), counts)
-    outcomes = roll_out(env, spec, learners, jobs, workers, slots, seed)
+    outcomes = roll_out(task, spec, learners, jobs, workers, slots, seed)
     return {
         "env": env,
         "run": str(run),

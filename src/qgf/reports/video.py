@@ -24,6 +24,7 @@ from qgf.evaluation._evaluate import checked_weights, label
 from qgf.files import atomic_open, check_writable
 from qgf.methods.table import Learners
 from qgf.run.checkpoint import load_record
+from qgf.tasks import Task, find_task
 from qgf.tasks._workers import Reply, Workers
 
 CAMERA = "front_pixels"
@@ -54,7 +55,7 @@ def check_filming(env: str, out: Path) -> None:
     """Raise the UserError that `film` would raise because of this machine or of `out`."""
     check_writable(out)
     _encoder()
-    with _headless(), Workers(env, 1, 1, width=SIZE, height=SIZE) as pool:
+    with _headless(), Workers(find_task(env), 1, 1, width=SIZE, height=SIZE) as pool:
         _request(pool, {0: ("reset", {"seed": 0})})
 
 
@@ -102,13 +103,13 @@ def film(
         critic_which=critic_checkpoint,
     )
     takes = [_Take(Job(arm, 0, "test", episode)) for arm in dict.fromkeys(arms)]
-    _shoot(judge["env"], spec, learners, takes, seed)
+    _shoot(find_task(judge["env"]), spec, learners, takes, seed)
     film = _encode(_side_by_side(takes), STEPS_PER_SECOND / spec.chunk)
     with atomic_open(out) as file:
         file.write(film)
 
 
-def _shoot(env: str, spec: Spec, learners: Learners, takes: Sequence[_Take], seed: int) -> None:
+def _shoot(task: Task, spec: Spec, learners: Learners, takes: Sequence[_Take], seed: int) -> None:
     """Run all takes at a time, each in an environment process of its own."""
     count = len(takes)
     ways = [take.job.arm.unweighted for take in takes]
@@ -122,7 +123,7 @@ def _shoot(env: str, spec: Spec, learners: Learners, takes: Sequence[_Take], see
     workers = min(count, os.cpu_count() or 1)
     with (
         _headless(),
-        Workers(env, count, workers, width=SIZE, height=SIZE) as pool,
+        Workers(task, count, workers, width=SIZE, height=SIZE) as pool,
         progress() as bar,
     ):
         task = bar.add_task("filming", total=None, unit="pictures")

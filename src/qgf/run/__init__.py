@@ -11,10 +11,7 @@ from qgf.run._update import (
     create_state as create_state,
     train_steps as train_steps,
 )
-from qgf.run._validation import (
-    intact_manifest as intact_manifest,
-    validation_batch as validation_batch,
-)
+from qgf.run._validation import intact_source as intact_source, validation_batch as validation_batch
 from qgf.run.checkpoint import (
     find_checkpoint as find_checkpoint,
     list_checkpoints as list_checkpoints,

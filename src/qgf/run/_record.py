@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from qgf.config import Config, Spec
-from qgf.data.dataset import Dataset
+from qgf.data import Source
 from qgf.errors import UserError
 from qgf.files import LOCK, TEMPORARY, reading, sha256
 from qgf.learners import CRITICS, DEFAULT_GOAL_CRITIC, DEFAULT_KINDS, LEARNERS, Learner
@@ -25,16 +25,16 @@ from qgf.run.checkpoint import (
     load_record,
     save_arrays,
 )
-from qgf.tasks.ogbench.envs import EnvName
+from qgf.tasks import Task, find_task
 
 
 def learners_of(env: str, method: str, critic: str | None) -> dict[str, str]:
     """Return the kind of every learner that the method needs, by role."""
-    name = EnvName.parse(env)
-    critic = critic or (DEFAULT_GOAL_CRITIC if name.oraclerep else None)
-    _check_critic(env, critic)
+    task = find_task(env)
+    critic = critic or (DEFAULT_GOAL_CRITIC if task.goal_conditioned else None)
+    _check_critic(task, critic)
     kinds = kinds_of(find_method(method), critic)
-    if name.singletask:
+    if task.rewarded:
         return kinds
     # Without a task there is no critic but one of goals, and nothing that learns from a critic.
     free = {
@@ -50,20 +50,20 @@ def learners_of(env: str, method: str, critic: str | None) -> dict[str, str]:
     return free
 
 
-def _check_critic(env: str, critic: str | None) -> None:
+def _check_critic(task: Task, critic: str | None) -> None:
     if critic is None:
         return
     if critic not in CRITICS:
         raise UserError(f"no critic {critic!r}; there are: {', '.join(CRITICS)}")
     goals = CRITICS[critic].goal_conditioned
-    if EnvName.parse(env).singletask and goals:
+    if task.rewarded and goals:
         raise UserError(
-            f"{critic} learns to reach goals, but {env} is one task; use …-oraclerep-v0, or "
+            f"{critic} learns to reach goals, but {task.name} is one task; use …-oraclerep-v0, or "
             f"--critic {DEFAULT_KINDS['critic']}"
         )
-    if not EnvName.parse(env).singletask and not goals:
+    if not task.rewarded and not goals:
         raise UserError(
-            f"{critic} learns one task, which {env} does not name; use …-singletask-taskN-v0, or "
+            f"{critic} learns one task, which {task.name} does not name; use …-singletask-taskN-v0, or "
             f"--critic {DEFAULT_GOAL_CRITIC}"
         )
 
@@ -91,7 +91,7 @@ def make_record(
     env: str,
     method: str,
     kinds: dict[str, str],
-    dataset: Dataset,
+    source: Source,
     spec: Spec,
     config: Config,
     seeds: Sequence[int],
@@ -99,7 +99,8 @@ def make_record(
 ) -> dict:
     """Return config.json: all that the run's numbers depend on, but for what is borrowed."""
     packages = ("qgf", "jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco")
-    folder = dataset.manifest.folder.resolve()
+    shards = [*source.split("train"), *source.split("val")]
+    folder = source.folder.resolve()
     return {
         "env": env,
         "method": method,
@@ -111,9 +112,9 @@ def make_record(
         "data": {
             "folder": str(folder),
             "relative": os.path.relpath(folder, out.resolve()),
-            "name": dataset.manifest.name,
-            "rewards": dataset.rewards,
-            "sha256": {shard.file: shard.sha256 for shard in dataset.manifest.shards},
+            "name": source.name,
+            "rewards": source.rewards,
+            "sha256": {shard.file: shard.sha256 for shard in shards},
         },
         "versions": {
             "python": platform.python_version(),

@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from qgf.config import Config
-from qgf.data.dataset import Batch, Dataset
-from qgf.data.goals import GoalBatch, GoalDataset
-from qgf.data.manifest import Manifest, read_manifest
+from qgf.data import Batch, Dataset, GoalBatch, GoalDataset, Source
 from qgf.errors import UserError
 from qgf.files import reading
-from qgf.tasks.ogbench.envs import EnvName
+from qgf.tasks import find_task
 
 
 def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
@@ -26,28 +24,29 @@ def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
     Raises:
         UserError: the data are gone or have changed.
     """
-    manifest, config = intact_manifest(record), record["config"]
+    source, config = intact_source(record), record["config"]
     goals = record["spec"].get("goal", 0) > 0
     if goals:
-        data = GoalDataset(manifest, record["env"], Config(**config))
-    else:  # without the task, whose rewards are not needed
-        name = EnvName.parse(record["env"]).dataset
-        data = Dataset(manifest, name, chunk=config["chunk"], discount=config["discount"])
-    chunks = data.chunks(manifest.split("val")[:1])
+        data = GoalDataset(source, Config(**config))
+    else:
+        data = Dataset(source, chunk=config["chunk"], discount=config["discount"])
+    chunks = data.chunks(source.split("val")[:1])
     count = len(chunks.chunks.start if goals else chunks.start)
     rows = np.random.default_rng(0).choice(count, min(states, count), replace=False)
     drawn = {"key": jax.random.key(0)} if goals else {}
     return jax.device_put(chunks).take(jnp.asarray(rows), **drawn)
 
 
-def intact_manifest(record: dict) -> Manifest:
-    """Return the manifest of a run's data. UserError if they are gone or have changed."""
+def intact_source(record: dict) -> Source:
+    """Return a run's data. UserError if they are gone or have changed."""
     folder = Path(record["data"]["folder"])
     with reading(folder):
         if not folder.is_dir():
             raise UserError(f"the data folder {folder} is gone")
-    manifest = read_manifest(folder)
-    for shard in manifest.split("val")[:1]:
-        if shard.sha256 == record["data"]["sha256"].get(shard.file) and manifest.intact(shard):
-            return manifest
+    source = find_task(record["env"]).open(
+        folder, sparse=record["config"]["sparse_rewards"], trust=True
+    )
+    for shard in source.split("val")[:1]:
+        if shard.sha256 == record["data"]["sha256"].get(shard.file) and source.intact(shard):
+            return source
     raise UserError(f"the validation data in {folder} are no longer those of this run")

@@ -18,7 +18,7 @@ from qgf._progress import progress
 from qgf.config import Config, check_seeds
 from qgf.data.dataset import Chunks, Dataset, rotation
 from qgf.data.goals import GoalChunks, GoalDataset
-from qgf.data.manifest import Manifest, load_manifest
+from qgf.data.source import Source
 from qgf.errors import Terminated, UserError
 from qgf.files import locked, sweep, write_record
 from qgf.learners import LEARNERS
@@ -50,6 +50,7 @@ from qgf.run.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from qgf.tasks import find_task
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -105,13 +106,13 @@ def train(
     check_seeds(seeds)
     with locked(out):
         step = find_start(out, resume)
-        manifest = load_manifest(data)
+        source = find_task(env).open(data, sparse=config.sparse_rewards)
         kinds = learners_of(env, method, critic)
-        dataset = _dataset(manifest, env, config, kinds)
+        dataset = _dataset(source, config, kinds)
         validation = jax.device_put(dataset.validation())
         spec = dataset.spec(validation)
         sources = sources_of(env, method, kinds, policy, base)
-        record = make_record(out, env, method, kinds, dataset, spec, config, seeds, sources)
+        record = make_record(out, env, method, kinds, source, spec, config, seeds, sources)
         if step:
             check_same(out, record)
         check_memory(record["learners"], spec, config, jnp.asarray(seeds))
@@ -134,7 +135,7 @@ def train(
                 state = _restore(find_checkpoint(out), state)
             log = Log.of(find_checkpoint(out)) if step else Log()
             truncate_metrics(out / "metrics.jsonl", log)
-            print(f"rewards: {dataset.rewards}")
+            print(f"rewards: {source.rewards}")
             with metrics_writer(send, out, seeds) as write:
                 _loop(run, state, validation, rotating, step, log, write)
 
@@ -226,11 +227,10 @@ def _diverged(run: _Run, what: str, step: int) -> None:
     )
 
 
-def _dataset(manifest: Manifest, env: str, config: Config, kinds: dict[str, str]) -> Dataset:
+def _dataset(source: Source, config: Config, kinds: dict[str, str]) -> Dataset:
     if any(LEARNERS[kind].goal_conditioned for kind in kinds.values()):
-        return GoalDataset(manifest, env, config)
-    sizes = {"chunk": config.chunk, "discount": config.discount}
-    return Dataset(manifest, env, **sizes, sparse=config.sparse_rewards)
+        return GoalDataset(source, config)
+    return Dataset(source, chunk=config.chunk, discount=config.discount)
 
 
 @contextlib.contextmanager

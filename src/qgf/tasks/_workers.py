@@ -1,6 +1,7 @@
 """Environment processes for evaluation: each steps its own environments, chunk by chunk."""
 
 import multiprocessing
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from qgf._processes import follow_parent, worker_start
 from qgf.errors import UserError
-from qgf.tasks.ogbench.envs import make_env
+from qgf.tasks.task import Task
 
 
 class Reply(NamedTuple):
@@ -31,13 +32,13 @@ class Workers:
 
     A request is ("reset", what the environment's reset takes by name), ("act", actions of shape
     (chunk, action)) or ("render", camera), which is answered by an RGB image instead of a Reply.
-    The processes end when this one does, however it ends. `kwargs` are those of `make_env`.
+    The processes end when this one does, however it ends. `kwargs` are those of `Task.make`.
 
     Raises:
         UserError: they cannot be started, or (at a request) one has died.
     """
 
-    def __init__(self, env: str, slots: int, workers: int, **kwargs: Any):
+    def __init__(self, task: Task, slots: int, workers: int, **kwargs: Any):
         self._workers = min(workers, slots)
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
@@ -48,7 +49,7 @@ class Workers:
                     self._pipes.append(ours)
                     with theirs:
                         process = context.Process(
-                            target=_serve, args=(theirs, env, kwargs), daemon=True
+                            target=_serve, args=(theirs, task, kwargs), daemon=True
                         )
                         process.start()
         except BaseException:
@@ -84,9 +85,9 @@ class Workers:
             pipe.close()
 
 
-def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:
+def _serve(pipe: Connection, task: Task, kwargs: dict[str, Any]) -> None:
     follow_parent()
-    serve = {"reset": _reset, "act": _act, "render": _render}
+    serve = {"reset": _reset, "act": partial(_act, task), "render": _render}
     envs: dict[int, Any] = {}
     while True:
         try:
@@ -97,7 +98,7 @@ def _serve(pipe: Connection, env: str, kwargs: dict[str, Any]) -> None:
             replies: Any = {}
             for slot, (kind, value) in requests.items():
                 if slot not in envs:
-                    envs[slot] = make_env(env, **kwargs)
+                    envs[slot] = task.make(**kwargs)
                 replies[slot] = serve[kind](envs[slot], value)
         except Exception as error:
             replies = error
@@ -112,7 +113,7 @@ def _reset(env: Any, kwargs: dict[str, Any]) -> Reply:
     return Reply(obs.astype(np.float32), goal=info.get("goal"))
 
 
-def _act(env: Any, actions: np.ndarray) -> Reply:
+def _act(task: Task, env: Any, actions: np.ndarray) -> Reply:
     total = 0.0
     for length, action in enumerate(actions, 1):  # noqa: B007
         obs, reward, terminated, truncated, info = env.step(action)
@@ -120,7 +121,7 @@ def _act(env: Any, actions: np.ndarray) -> Reply:
         if terminated or truncated:
             break
     done = bool(terminated or truncated)
-    return Reply(obs.astype(np.float32), total, length, done, bool(info["success"]))
+    return Reply(obs.astype(np.float32), total, length, done, task.success(info))
 
 
 def _render(env: Any, camera: str) -> np.ndarray:

@@ -1,0 +1,54 @@
+"""OGBench's tasks and goals: names, rewards computed from recorded states, five goals."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+from qgf.errors import UserError
+from qgf.tasks.ogbench.envs import EnvName, make_env
+
+if TYPE_CHECKING:
+    from qgf.tasks.ogbench._shards import OGBenchShards
+
+
+class OGBenchTask:
+    """One of OGBench's tasks (…-singletask-taskN-v0), its goals (…-oraclerep-v0), or neither.
+
+    Where no task is named, rewards are 0 and no task ends: enough for behaviour cloning, and for
+    goals that are whole observations. See `qgf.tasks.Task`.
+    """
+
+    goals = 5
+
+    def __init__(self, name: str):
+        """Raise UserError if there is no such environment."""
+        self._name = EnvName.parse(name)
+        self.name = name
+        self.rewarded = self._name.singletask
+        self.goal_critic = "dqc" if self._name.oraclerep else None
+        self.part = "goals" if self._name.oraclerep else f"task{self._name.task or 'default'}"
+
+    @property
+    def domain(self) -> str:
+        """OGBench's name of the dataset. UserError if the name says none."""
+        return self._name.dataset
+
+    def make(self, **kwargs: Any) -> gymnasium.Env:
+        return make_env(self.name, **kwargs)
+
+    def success(self, info: dict[str, Any]) -> bool:
+        return bool(info["success"])
+
+    def open(self, path: Path, *, sparse: bool = False, trust: bool = False) -> "OGBenchShards":
+        # Environment processes read this file but never JAX, which data come with.
+        from qgf.data.manifest import load_manifest, read_manifest
+        from qgf.tasks.ogbench._shards import OGBenchShards
+
+        manifest = (read_manifest if trust else load_manifest)(path)
+        if manifest.name != self.domain:
+            raise UserError(
+                f"the data in {manifest.folder} are of {manifest.name}, but {self.name} needs "
+                f"{self.domain}; collect it or name its folder with --data"
+            )
+        return OGBenchShards(manifest, self._name, make_env(self.name), sparse)
