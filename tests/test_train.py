@@ -24,6 +24,7 @@ from qgf.files import locked, read_record, write_json, write_record
 from qgf.run._update import Fixed, create_state, train_steps, validation_losses
 from qgf.run.checkpoint import list_checkpoints, load_learner
 from qgf.run.trainer import TrainingInterrupted, train
+from qgf.tasks import find_task
 
 NO_TASK = "cube-single-play-v0"
 
@@ -62,7 +63,6 @@ import os, signal, sys
 from pathlib import Path
 import qgf.run.checkpoint, qgf.run.trainer
 from qgf.config import Config
-from qgf.tasks import find_task
 
 real, moment = getattr({module}, {function!r}), {moment}
 

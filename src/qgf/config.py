@@ -81,6 +81,10 @@ class Config:
     """how goals ahead are drawn: all alike, or so many steps ahead with probability ~ γ^steps"""
     dispatch_steps: int = 100
     """gradient steps compiled into one device call"""
+    normalize_observations: Literal["auto", "none", "standard"] = "auto"
+    """to mean 0 and deviation 1; auto: as the task's data are used to, none for OGBench's"""
+    normalize_actions: Literal["auto", "none", "range", "quantiles"] = "auto"
+    """least and greatest, or the quantiles of 1 and 99 per cent, to [-1, 1]"""
     log_every: int = 500
     """gradient steps between lines of metrics.jsonl"""
     validate_every: int = 2_000

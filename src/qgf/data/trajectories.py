@@ -76,3 +76,10 @@ class Trajectories:
         rows = np.isin(number, episodes)
         kept = {name: array[rows] for name, array in self.arrays().items() if "/" not in name}
         return Trajectories(**kept, state={name: a[rows] for name, a in self.state.items()})
+
+    def labelled(self) -> "Trajectories":
+        """Return them with rewards of 0 where there are none, and no end where none is said."""
+        rows = len(self.last)
+        reward = np.zeros(rows, np.float32) if self.reward is None else self.reward
+        terminated = np.zeros(rows, bool) if self.terminated is None else self.terminated
+        return dataclasses.replace(self, reward=reward, terminated=terminated)

@@ -103,7 +103,7 @@ def film(
         critic_which=critic_checkpoint,
     )
     takes = [_Take(Job(arm, 0, "test", episode)) for arm in dict.fromkeys(arms)]
-    _shoot(find_task(judge["env"]), spec, learners, takes, seed)
+    _shoot(task_of(judge), spec, learners, takes, seed)
     film = _encode(_side_by_side(takes), STEPS_PER_SECOND / spec.chunk)
     with atomic_open(out) as file:
         file.write(film)

@@ -13,6 +13,7 @@ import jax
 
 from qgf.config import Config, Spec
 from qgf.data import Source
+from qgf.data.readers import Fields
 from qgf.errors import UserError
 from qgf.files import LOCK, TEMPORARY, reading, sha256
 from qgf.learners import CRITICS, DEFAULT_GOAL_CRITIC, DEFAULT_KINDS, LEARNERS, Learner
@@ -25,16 +26,19 @@ from qgf.run.checkpoint import (
     load_record,
     save_arrays,
 )
-from qgf.tasks import Task, find_task
+from qgf.tasks import Task
 
 
-def learners_of(env: str, method: str, critic: str | None) -> dict[str, str]:
-    """Return the kind of every learner that the method needs, by role."""
-    task = find_task(env)
+def learners_of(task: Task, rewarded: bool, method: str, critic: str | None) -> dict[str, str]:
+    """Return the kind of every learner that the method needs, by role.
+
+    Args:
+        rewarded: whether the recorded episodes have rewards, from which a critic learns.
+    """
     critic = critic or (DEFAULT_GOAL_CRITIC if task.goal_conditioned else None)
-    _check_critic(task, critic)
+    _check_critic(task, rewarded, critic)
     kinds = kinds_of(find_method(method), critic)
-    if task.rewarded:
+    if rewarded:
         return kinds
     # Without a task there is no critic but one of goals, and nothing that learns from a critic.
     free = {
@@ -44,27 +48,27 @@ def learners_of(env: str, method: str, critic: str | None) -> dict[str, str]:
     }
     if not {*find_method(method).roles} - {"critic"} <= free.keys():
         raise UserError(
-            f"{env} names no task, so there is no critic for {method} to learn from; "
-            "use …-singletask-taskN-v0"
+            f"{task.name} has no rewards, so there is no critic for {method} to learn from; use "
+            "…-singletask-taskN-v0 or, with data of your own, --reward"
         )
     return free
 
 
-def _check_critic(task: Task, critic: str | None) -> None:
+def _check_critic(task: Task, rewarded: bool, critic: str | None) -> None:
     if critic is None:
         return
     if critic not in CRITICS:
         raise UserError(f"no critic {critic!r}; there are: {', '.join(CRITICS)}")
     goals = CRITICS[critic].goal_conditioned
-    if task.rewarded and goals:
+    if rewarded and goals:
         raise UserError(
             f"{critic} learns to reach goals, but {task.name} is one task; use …-oraclerep-v0, or "
             f"--critic {DEFAULT_KINDS['critic']}"
         )
-    if not task.rewarded and not goals:
+    if not rewarded and not goals:
         raise UserError(
-            f"{critic} learns one task, which {task.name} does not name; use …-singletask-taskN-v0, or "
-            f"--critic {DEFAULT_GOAL_CRITIC}"
+            f"{critic} learns one task, which {task.name} does not name; use "
+            f"…-singletask-taskN-v0, or --critic {DEFAULT_GOAL_CRITIC}"
         )
 
 
@@ -118,10 +122,14 @@ def make_record(
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
+            **{name: importlib.metadata.version(name) for name in packages if _installed(name)},
         },
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _installed(package: str) -> bool:
+    return bool(importlib.metadata.packages_distributions().get(package))
 
 
 def find_start(out: Path, resume: bool) -> int:
@@ -184,6 +192,7 @@ def _differences(old: dict, new: dict) -> str:
     def flat(record: dict) -> dict[str, Any]:
         config = {k: v for k, v in record["config"].items() if k not in ("steps", "keep")}
         data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
+        data["fields"] = record["data"].get("fields", dataclasses.asdict(Fields()))
         return config | data | {k: record[k] for k in ("env", "method", "seeds", "learners")}
 
     a, b = flat(old), flat(new)

@@ -8,9 +8,11 @@ import numpy as np
 
 from qgf.config import Config
 from qgf.data import Batch, Dataset, GoalBatch, GoalDataset, Source
+from qgf.data.normalization import Normalization, Normalized
+from qgf.data.readers import Fields
 from qgf.errors import UserError
 from qgf.files import reading
-from qgf.tasks import find_task
+from qgf.tasks import Task, find_task
 
 
 def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
@@ -37,16 +39,22 @@ def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
     return jax.device_put(chunks).take(jnp.asarray(rows), **drawn)
 
 
+def task_of(record: dict) -> Task:
+    """Return the task of a run's config.json."""
+    return find_task(record["env"], record["data"].get("fields", {}).get("obs") or ())
+
+
 def intact_source(record: dict) -> Source:
     """Return a run's data. UserError if they are gone or have changed."""
     folder = Path(record["data"]["folder"])
     with reading(folder):
         if not folder.is_dir():
             raise UserError(f"the data folder {folder} is gone")
-    source = find_task(record["env"]).open(
-        folder, sparse=record["config"]["sparse_rewards"], trust=True
+    fields = Fields(**record["data"].get("fields", {}))
+    source = task_of(record).open(
+        folder, fields, sparse=record["config"]["sparse_rewards"], trust=True
     )
     for shard in source.split("val")[:1]:
         if shard.sha256 == record["data"]["sha256"].get(shard.file) and source.intact(shard):
-            return source
+            return Normalized(source, Normalization.of(record))
     raise UserError(f"the validation data in {folder} are no longer those of this run")

@@ -18,6 +18,8 @@ from qgf._progress import progress
 from qgf.config import Config, check_seeds
 from qgf.data.dataset import Chunks, Dataset, rotation
 from qgf.data.goals import GoalChunks, GoalDataset
+from qgf.data.normalization import Normalization, Normalized, fit
+from qgf.data.readers import Fields
 from qgf.data.source import Source
 from qgf.errors import Terminated, UserError
 from qgf.files import locked, sweep, write_record
@@ -47,10 +49,11 @@ from qgf.run.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_arrays,
+    load_record,
     prune_checkpoints,
     save_checkpoint,
 )
-from qgf.tasks import find_task
+from qgf.tasks import Task, find_task
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -77,6 +80,7 @@ def train(
     seeds: Sequence[int] = (0,),
     method: str = "qgf",
     critic: str | None = None,
+    fields: Fields | None = None,
     policy: Path | None = None,
     base: Path | None = None,
     resume: bool = False,
@@ -87,10 +91,10 @@ def train(
     Which rewards are used is printed.
 
     Args:
-        env: a single-task environment; one of goals (…-oraclerep-v0); or one without a task,
-            to train the policy alone or, with a critic of goals, for goals that are whole
-            observations.
-        data: a folder of OGBench-layout shards.
+        env: a task, as `qgf.tasks.find_task` takes it. One that pays nothing trains the policy
+            alone or, with a critic of goals, for goals that are whole observations.
+        data: a folder of OGBench-layout shards, or recorded episodes of another format.
+        fields: which fields of the recorded episodes are used, where the task does not say it.
         seeds: all are trained at once, in one compiled program.
         method: a name of METHODS; "qgf" is a flow policy (BC) and a critic (IQL).
         critic: kind of the critic: "iql" for a task, "dqc" or "goal-iql" for goals.
@@ -106,13 +110,19 @@ def train(
     check_seeds(seeds)
     with locked(out):
         step = find_start(out, resume)
-        source = find_task(env).open(data, sparse=config.sparse_rewards)
-        kinds = learners_of(env, method, critic)
+        fields = fields or Fields()
+        task = find_task(env, fields.obs or ())
+        source = task.open(data, fields, sparse=config.sparse_rewards)
+        kinds = learners_of(task, source.rewarded, method, critic)
+        normalization = _normalization(source, task, config, policy or base)
+        source = Normalized(source, normalization)
         dataset = _dataset(source, config, kinds)
         validation = jax.device_put(dataset.validation())
         spec = dataset.spec(validation)
         sources = sources_of(env, method, kinds, policy, base)
         record = make_record(out, env, method, kinds, source, spec, config, seeds, sources)
+        record["data"]["fields"] = dataclasses.asdict(fields)
+        record["normalization"] = normalization.record()
         if step:
             check_same(out, record)
         check_memory(record["learners"], spec, config, jnp.asarray(seeds))
@@ -225,6 +235,16 @@ def _diverged(run: _Run, what: str, step: int) -> None:
         f"{what} is no longer finite before step {step}; {last}. Use a smaller --learning-rate "
         f"(now {run.config.learning_rate}) and check the scale of the data"
     )
+
+
+def _normalization(source: Source, task: Task, config: Config, other: Path | None) -> Normalization:
+    """Return what another run's networks were trained with, or what fits the training data."""
+    if other is not None:
+        return Normalization.of(load_record(other))
+    usual = ("standard", "range") if task.normalized else ("none", "none")
+    chosen = (config.normalize_observations, config.normalize_actions)
+    asked = [own if each == "auto" else each for each, own in zip(chosen, usual, strict=True)]
+    return fit(source, *asked)
 
 
 def _dataset(source: Source, config: Config, kinds: dict[str, str]) -> Dataset:

@@ -1,11 +1,13 @@
 """What a task is: where episodes are run, what recorded ones pay, what success is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import gymnasium
 
 if TYPE_CHECKING:
+    from qgf.data.readers import Fields
     from qgf.data.source import Source
 
 
@@ -17,9 +19,10 @@ class Task(Protocol):
         name: as `find_task` takes it.
         domain: tasks of one domain share their data, and so one policy.
         part: name of the task within its domain.
-        rewarded: whether it says itself what recorded episodes pay.
+        rewarded: whether its episodes are judged, by rewards or success.
         goals: how many goals are asked for in turn; 0 where a critic takes none.
         goal_critic: kind of the critic that goals need; None where none is asked for.
+        normalized: whether data are normalized unless the settings say otherwise.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Task(Protocol):
     rewarded: bool
     goals: int
     goal_critic: str | None
+    normalized: bool
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         """Return an environment. UserError if there is none, or it does not start.
@@ -37,10 +41,18 @@ class Task(Protocol):
         """
         ...
 
-    def open(self, path: Path, *, sparse: bool = False, trust: bool = False) -> "Source":
+    def open(
+        self,
+        path: Path,
+        fields: "Fields | None" = None,
+        *,
+        sparse: bool = False,
+        trust: bool = False,
+    ) -> "Source":
         """Return recorded episodes, labelled with what the task pays.
 
         Args:
+            fields: which fields of the files are used, where the task does not say it.
             sparse: a reward is -1 until the task is solved, then 0.
             trust: do not compare every file with its hash.
 
@@ -49,13 +61,26 @@ class Task(Protocol):
         """
         ...
 
-    def success(self, info: dict[str, Any]) -> bool:
-        """Whether an environment's step, of which it gave `info`, solved the task."""
+    def success(self, info: dict[str, Any]) -> bool | None:
+        """Whether a step, of which the environment gave `info`, solved the task.
+
+        None: it does not say."""
         ...
 
 
-def find_task(name: str) -> Task:
-    """Return the task of a name, as --env takes it. UserError if there is none."""
+def find_task(name: str, obs: Sequence[str] = ()) -> Task:
+    """Return the task of a name, as --env takes it. UserError if there is none.
+
+    Args:
+        name: OGBench's (…-singletask-taskN-v0, …-oraclerep-v0, or the data's own), the id of a
+            registered environment (gymnasium:ID), a function that makes one (module:factory), or
+            "none" where there are recorded episodes alone.
+        obs: names of the recorded fields that are the observation, in order; an environment whose
+            observations are a Dict gives those parts. Without any, all of them, sorted.
+    """
+    from qgf.tasks.gymnasium import GymnasiumTask, NoTask
     from qgf.tasks.ogbench.task import OGBenchTask
 
-    return OGBenchTask(name)
+    if name == NoTask.name:
+        return NoTask()
+    return GymnasiumTask(name, obs) if ":" in name else OGBenchTask(name)

@@ -9,6 +9,7 @@ from qgf.errors import UserError
 from qgf.tasks.ogbench.envs import EnvName, make_env
 
 if TYPE_CHECKING:
+    from qgf.data.readers import Fields
     from qgf.tasks.ogbench._shards import OGBenchShards
 
 
@@ -20,6 +21,7 @@ class OGBenchTask:
     """
 
     goals = 5
+    normalized = False
 
     def __init__(self, name: str):
         """Raise UserError if there is no such environment."""
@@ -40,11 +42,24 @@ class OGBenchTask:
     def success(self, info: dict[str, Any]) -> bool:
         return bool(info["success"])
 
-    def open(self, path: Path, *, sparse: bool = False, trust: bool = False) -> "OGBenchShards":
+    def open(
+        self,
+        path: Path,
+        fields: "Fields | None" = None,
+        *,
+        sparse: bool = False,
+        trust: bool = False,
+    ) -> "OGBenchShards":
         # Environment processes read this file but never JAX, which data come with.
         from qgf.data.manifest import load_manifest, read_manifest
+        from qgf.data.readers import Fields
         from qgf.tasks.ogbench._shards import OGBenchShards
 
+        if fields not in (None, Fields()):
+            raise UserError(
+                f"{self.name} says itself which fields are used; leave out --obs, --action and "
+                "--reward"
+            )
         manifest = (read_manifest if trust else load_manifest)(path)
         if manifest.name != self.domain:
             raise UserError(

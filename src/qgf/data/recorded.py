@@ -1,0 +1,62 @@
+"""A recording of any format as a source of trajectories."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from qgf.data.manifest import Shard, Split
+from qgf.data.readers import Fields, held_out, open_recording
+from qgf.data.trajectories import Trajectories
+from qgf.errors import UserError
+from qgf.files import reading, sha256
+
+
+class Recorded:
+    """Episodes in a file or folder of a format that `open_recording` knows.
+
+    Their rewards and ends are those that the files, or the chosen fields, say. Without any,
+    rewards are 0 and no task ends: enough for behaviour cloning. See `qgf.data.Source`.
+    """
+
+    def __init__(self, path: Path, fields: Fields):
+        """Raise UserError if the files cannot be used, or no episode can be held out."""
+        recording = open_recording(path)
+        held = held_out(recording)
+        every = np.arange(len(recording.ends))
+        parts = {"train": np.setdiff1d(every, held), "val": held}
+        for split, episodes in parts.items():
+            if not len(episodes):
+                raise UserError(
+                    f"{path} has {len(every)} episode(s), so there are none for {split}; at least "
+                    "two are needed, one of which validates"
+                )
+        episodes = recording.trajectories(fields)
+        self._parts = {split: episodes.take(chosen) for split, chosen in parts.items()}
+        self._files = recording.files
+        self.folder = Path(path)
+        self.name = recording.format
+        self.rewarded = episodes.reward is not None
+        self.rewards = "none"
+        if self.rewarded:
+            self.rewards = fields.reward or recording.reward or "those of the data"
+        self.widths = episodes.observation.shape[1], episodes.action.shape[1]
+        digest = self._digest()
+        self._shards = {
+            split: Shard(self.folder.name, split, len(part.ends), len(part.last), digest)
+            for split, part in self._parts.items()
+        }
+
+    def split(self, split: Split) -> list[Shard]:
+        return [self._shards[split]]
+
+    def read(self, shard: Shard) -> Trajectories:
+        return self._parts[shard.split].labelled()
+
+    def intact(self, shard: Shard) -> bool:
+        return self._digest() == shard.sha256
+
+    def _digest(self) -> str:
+        with reading(self.folder):
+            each = [sha256(file) for file in self._files]
+        return hashlib.sha256("".join(each).encode()).hexdigest()

@@ -1,0 +1,165 @@
+"""Any Gymnasium environment as a task: by its registered id, or by a function that makes it."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+
+from qgf.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from qgf.data.readers import Fields
+    from qgf.data.recorded import Recorded
+
+PREFIX = "gymnasium:"
+SUCCESS = ("success", "is_success")
+"""keys of `info` under which environments say that the task is solved"""
+
+
+class GymnasiumTask:
+    """An environment that pays rewards; what recorded episodes paid stands in their files.
+
+    See `qgf.tasks.Task`.
+    """
+
+    part = "task"
+    rewarded = True
+    goals = 0
+    goal_critic = None
+    normalized = True
+
+    def __init__(self, name: str, obs: Sequence[str] = ()):
+        """Take "gymnasium:ID", or "module:factory", of which factory(**kwargs) makes one.
+
+        Args:
+            obs: the parts of a Dict observation, by the names that recorded fields have
+                (observations/NAME or NAME), in order.
+        """
+        self.name = self.domain = name
+        self._obs = tuple(obs)
+
+    def make(self, **kwargs: Any) -> gymnasium.Env:
+        limit = kwargs.pop("max_episode_steps", None)
+        try:
+            env = self._made(**kwargs)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.name} makes no environment: {_line(error)}") from None
+        if not isinstance(env, gymnasium.Env):
+            raise UserError(f"{self.name} gave {type(env).__name__}, not a gymnasium.Env")
+        _check_spaces(self.name, env)
+        env = _Vector(env, self._obs)
+        return gymnasium.wrappers.TimeLimit(env, limit) if limit else env
+
+    def _made(self, **kwargs: Any) -> gymnasium.Env:
+        if self.name.startswith(PREFIX):
+            return gymnasium.make(self.name.removeprefix(PREFIX), **kwargs)
+        return named_function(self.name)(**kwargs)
+
+    def success(self, info: dict[str, Any]) -> bool | None:
+        found = [info[key] for key in SUCCESS if key in info]
+        return bool(found[0]) if found else None
+
+    def open(
+        self,
+        path: Path,
+        fields: "Fields | None" = None,
+        *,
+        sparse: bool = False,
+        trust: bool = False,
+    ) -> "Recorded":
+        from qgf.data.readers import Fields
+        from qgf.data.recorded import Recorded
+
+        return Recorded(path, fields or Fields())
+
+
+class _Vector(gymnasium.ObservationWrapper):
+    """An environment whose observations are one vector of float32."""
+
+    def __init__(self, env: gymnasium.Env, names: Sequence[str]):
+        super().__init__(env)
+        self._parts = [name.removeprefix("observations/").split("/") for name in names]
+        width = len(self.observation(env.observation_space.sample()))
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        found = [observation]
+        if isinstance(observation, dict):
+            found = [_part(observation, part) for part in self._parts or [[]]]
+        return np.concatenate([_flat(each) for each in found])
+
+
+def _part(observation: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        if not isinstance(observation, dict) or name not in observation:
+            there = ", ".join(observation) if isinstance(observation, dict) else "nothing"
+            raise UserError(f"the environment's observation has no {name!r}; it has {there}")
+        observation = observation[name]
+    return observation
+
+
+def _flat(observation: Any) -> np.ndarray:
+    if isinstance(observation, dict):
+        return np.concatenate([_flat(observation[name]) for name in sorted(observation)])
+    return np.ravel(np.asarray(observation, np.float32))
+
+
+class NoTask:
+    """Recorded episodes without an environment: to train from, and to guide by, not to run."""
+
+    name = domain = "none"
+    part = "task"
+    rewarded = False
+    goals = 0
+    goal_critic = None
+    normalized = True
+
+    def make(self, **kwargs: Any) -> gymnasium.Env:
+        raise UserError(
+            "there is no environment to run: the run was trained from recorded episodes alone; "
+            "look at its validation losses (metrics.jsonl, `qgf report`) instead, or name an "
+            "environment in training: --env gymnasium:ID, or module:factory"
+        )
+
+    def success(self, info: dict[str, Any]) -> bool | None:
+        return None
+
+    open = GymnasiumTask.open
+
+
+def named_function(name: str) -> Any:
+    """Return what "module:function" names, found in the working directory too.
+
+    Raises:
+        UserError: there is no such module or function, or the module raises.
+    """
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        raise UserError(f"cannot import {module!r}, of {name!r}: {_line(error)}") from None
+    if not callable(getattr(found, attribute, None)):
+        raise UserError(f"{module} has no function {attribute!r}.{nearest(attribute, dir(found))}")
+    return getattr(found, attribute)
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _check_spaces(name: str, env: gymnasium.Env) -> None:
+    boxes = gymnasium.spaces.Box
+    if not isinstance(env.action_space, boxes):
+        kind = type(env.action_space).__name__
+        raise UserError(f"{name} has {kind} actions; a flow policy needs continuous ones (Box)")
+    if not isinstance(env.observation_space, boxes | gymnasium.spaces.Dict):
+        kind = type(env.observation_space).__name__
+        raise UserError(f"{name} has {kind} observations; they must be a Box, or a Dict of them")
