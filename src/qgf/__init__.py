@@ -9,13 +9,24 @@ import warnings
 from typing import Any
 
 _PUBLIC = {
-    "guided_sample": "qgf.core.guidance",
-    "best_of_n": "qgf.core.search",
-    "flow_matching_loss": "qgf.core.flow",
-    "euler": "qgf.core.flow",
-    "load": "qgf.act.policy",
-    "Policy": "qgf.act.policy",
-    "make_env": "qgf.tasks.ogbench.envs",
+    "guided_sample": "qgf.core",
+    "best_of_n": "qgf.core",
+    "flow_matching_loss": "qgf.core",
+    "euler": "qgf.core",
+    "Config": "qgf.config",
+    "Fields": "qgf.data",
+    "Method": "qgf.methods",
+    "Policy": "qgf.act",
+    "Run": "qgf.run",
+    "Task": "qgf.tasks",
+    "Trajectories": "qgf.data",
+    "evaluate": "qgf.evaluation",
+    "find_task": "qgf.tasks",
+    "from_arrays": "qgf.data",
+    "load": "qgf.act",
+    "make_env": "qgf.tasks.ogbench",
+    "open_recording": "qgf.data",
+    "train": "qgf.run",
     "UserError": "qgf.errors",
 }
 __all__ = list(_PUBLIC)

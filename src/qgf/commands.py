@@ -69,10 +69,18 @@ class Train:
     out: Path
     """folder of the run"""
     env: str | None = None
-    """…-singletask-taskN-v0, or …-oraclerep-v0 for goals; else the policy alone is trained.
-    --base's by default"""
+    """OGBench's …-singletask-taskN-v0, or …-oraclerep-v0 for goals; gymnasium:ID; module:factory,
+    of which factory() makes a Gymnasium environment; or none: recorded episodes alone, which is
+    the default. --base's if given"""
     data: Path | None = None
-    """folder of a dataset; --base's by default"""
+    """recorded episodes: a dataset of OGBench's layout for OGBench's names, else a file or folder
+    of any format that `qgf data inspect` reads; --base's by default"""
+    obs: tuple[str, ...] | None = None
+    """the recorded fields that are the observation, joined in this order"""
+    action: str | None = None
+    """the recorded field that is the action"""
+    reward: str | None = None
+    """what is paid: a recorded field, success, sparse, or module:function"""
     method: str = "qgf"
     """one of `qgf methods`"""
     preset: Literal["laptop", "paper"] = "laptop"
@@ -97,7 +105,7 @@ class Train:
         _check_devices()
         from qgf.run.trainer import train
 
-        env, data = self._from_base()
+        env, data, fields = self._from_base()
         seeds = [self.seed] if self.seeds is None else _parse_seeds(self.seeds)
         try:
             train(
@@ -110,6 +118,7 @@ class Train:
                 critic=self.critic,
                 policy=self.policy,
                 base=self.base,
+                fields=fields,
                 resume=self.resume,
                 logger=self.logger,
             )
@@ -119,16 +128,22 @@ class Train:
             raise type(stop)("add --resume to continue from the last checkpoint") from None
         print(f"trained: {self.out}")
 
-    def _from_base(self) -> tuple[str, Path]:
-        """Return env and data, those not given being the base run's."""
+    def _from_base(self) -> tuple[str, Path, "Fields"]:
+        """Return env, data and fields, those not given being the base run's."""
+        from qgf.data import Fields
+        from qgf.tasks import NO_TASK
+
+        fields = Fields(self.obs, self.action, self.reward)
         if self.base is None:
-            if self.env is None or self.data is None:
-                raise UserError("name --env and --data, or a run to build on with --base")
-            return self.env, self.data
-        from qgf.run.checkpoint import load_record
+            if self.data is None:
+                raise UserError("name --data, and --env, or a run to build on with --base")
+            return self.env or NO_TASK, self.data, fields
+        from qgf.run import fields_of, load_record
 
         record = load_record(self.base)
-        return self.env or record["env"], self.data or Path(record["data"]["folder"])
+        given = {name: value for name, value in vars(fields).items() if value is not None}
+        data = self.data or Path(record["data"]["folder"])
+        return self.env or record["env"], data, dataclasses.replace(fields_of(record), **given)
 
 
 @dataclass(frozen=True)

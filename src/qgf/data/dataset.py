@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from qgf.config import Spec
 from qgf.data.manifest import Shard
@@ -38,7 +38,11 @@ class Batch(NamedTuple):
 
 
 class Chunks(eqx.Module):
-    """Trajectories, and the chunks of h steps that lie whole inside one of them."""
+    """Trajectories, and the chunks of h steps that lie whole inside one of them.
+
+    `critic` counts the chunks from the first that a critic can learn from; the observation after
+    the others was not recorded, so they serve imitation alone. None: all can.
+    """
 
     obs: Float[Array | np.ndarray, "row obs"]
     action: Float[Array | np.ndarray, "row action"]
@@ -47,6 +51,12 @@ class Chunks(eqx.Module):
     mask: Float[Array | np.ndarray, " chunk"]
     length: int = eqx.field(static=True)
     return_to_go: Float[Array | np.ndarray, " chunk"] | None = None
+    critic: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def for_critic(self) -> int:
+        """How many chunks, from the first, a critic can learn from."""
+        return len(self.start) if self.critic is None else self.critic
 
     def take(self, index: Int[Array | np.ndarray, " batch"]) -> Batch:
         """Return the chunks at `index` (positions in `start`)."""
@@ -62,7 +72,11 @@ class Chunks(eqx.Module):
         )
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> Batch:
-        """Return `batch_size` chunks drawn uniformly with replacement."""
+        """Return `batch_size` chunks that a critic can learn from, uniformly with replacement."""
+        return self.take(jax.random.randint(key, (batch_size,), 0, self.for_critic))
+
+    def sample_all(self, key: PRNGKeyArray, batch_size: int) -> Batch:
+        """Return `batch_size` of all chunks, uniformly with replacement."""
         return self.take(jax.random.randint(key, (batch_size,), 0, len(self.start)))
 
 
@@ -140,14 +154,23 @@ class Dataset:
             ) from None
 
     def _join(self, parts: list[Part]) -> eqx.Module:
+        blind = joined(parts, "blind")
+        # Those that a critic can learn from come first; without others nothing is moved.
+        order = np.argsort(blind, kind="stable") if blind.any() else slice(None)
+        if blind.all():
+            raise UserError(
+                "every chunk ends where the recording does, and the observation there was not "
+                "recorded, so a critic has nothing to learn from; use a smaller --chunk"
+            )
         return Chunks(
             obs=joined(parts, "observations"),
             action=joined(parts, "actions"),
-            start=joined_rows(parts, "start"),
-            reward=joined(parts, "reward"),
-            mask=joined(parts, "mask"),
+            start=joined_rows(parts, "start")[order],
+            reward=joined(parts, "reward")[order],
+            mask=joined(parts, "mask")[order],
             length=self.chunk,
-            return_to_go=joined(parts, "return_to_go"),
+            return_to_go=joined(parts, "return_to_go")[order],
+            critic=int(len(blind) - blind.sum()) if blind.any() else None,
         )
 
     def groups(self, gigabytes: float) -> list[list[Shard]]:
@@ -184,7 +207,13 @@ class Dataset:
             "reward": reward,
             "mask": mask,
             "return_to_go": ahead[start].astype(np.float32),
+            "blind": (mask != 0) & unseen_rows(episodes)[start + self.chunk],
         }
+
+
+def unseen_rows(episodes: Trajectories) -> Bool[np.ndarray, " row"]:
+    """Return which rows hold an observation that was not recorded."""
+    return np.zeros_like(episodes.last) if episodes.unseen is None else episodes.unseen
 
 
 def joined(parts: list[Part], name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from qgf.config import Config, Spec
-from qgf.data.dataset import Chunks, Dataset, Part, joined, joined_rows
+from qgf.data.dataset import Batch, Chunks, Dataset, Part, joined, joined_rows, unseen_rows
 from qgf.data.source import Source
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
@@ -78,9 +78,13 @@ class GoalChunks(eqx.Module):
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> GoalBatch:
         """Return `batch_size` chunks drawn uniformly, the same that Chunks.sample draws."""
-        index = jax.random.randint(key, (batch_size,), 0, len(self.chunks.start))
+        index = jax.random.randint(key, (batch_size,), 0, self.chunks.for_critic)
         # Another number than 0 and 1: those keys randint itself has derived.
         return self.take(index, jax.random.fold_in(key, 2))
+
+    def sample_all(self, key: PRNGKeyArray, batch_size: int) -> Batch:
+        """Return the chunks that Chunks.sample_all draws, without goals."""
+        return self.chunks.sample_all(key, batch_size)
 
     def _draw(self, row: Array, end: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         """Return every goal's row, and its distance."""
@@ -121,8 +125,15 @@ class GoalDataset(Dataset):
         goal = episodes.observation if episodes.achieved is None else episodes.achieved
         return super()._cut(episodes, start) | {
             "goal": goal,
-            "end": trajectory_ends(episodes.last, start),
+            "end": self._ends(episodes, start),
         }
+
+    def _ends(
+        self, episodes: Trajectories, start: Int[np.ndarray, " chunk"]
+    ) -> Int[np.ndarray, " chunk"]:
+        """Return the last row of each chunk's trajectory whose observation was recorded."""
+        ends = trajectory_ends(episodes.last, start)
+        return ends - unseen_rows(episodes)[ends]
 
     def _join(self, parts: list[Part]) -> GoalChunks:
         config = self._config

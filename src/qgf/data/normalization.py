@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
+from qgf.data.dataset import unseen_rows
 from qgf.data.manifest import Shard
 from qgf.data.source import Source
 from qgf.data.trajectories import Trajectories
@@ -121,13 +122,9 @@ def fit(source: Source, observations: Observations, actions: Actions) -> Normali
         ends = (0.0, 1.0) if actions == "range" else QUANTILES
         low, high = np.quantile(done, ends, axis=0)
         action = _affine((low + high) / 2, (high - low) / 2)
-    seen = np.concatenate([e.observation[_recorded(e)] for e in every])
+    seen = np.concatenate([e.observation[~unseen_rows(e)] for e in every])
     standard = _affine(seen.mean(0, dtype=float), seen.std(0, dtype=float))
     return Normalization(standard if observations == "standard" else None, action)
-
-
-def _recorded(episodes: Trajectories) -> Bool[np.ndarray, " row"]:
-    return ~(np.zeros_like(episodes.last) if episodes.unseen is None else episodes.unseen)
 
 
 def _affine(shift: np.ndarray, scale: np.ndarray) -> Affine:

@@ -18,6 +18,7 @@ class BC(Learner):
 
     policy: FlowPolicy
     config: Config = eqx.field(static=True)
+    imitates: ClassVar[bool] = True
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "BC":

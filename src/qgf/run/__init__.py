@@ -11,7 +11,12 @@ from qgf.run._update import (
     create_state as create_state,
     train_steps as train_steps,
 )
-from qgf.run._validation import intact_source as intact_source, validation_batch as validation_batch
+from qgf.run._validation import (
+    fields_of as fields_of,
+    intact_source as intact_source,
+    task_of as task_of,
+    validation_batch as validation_batch,
+)
 from qgf.run.checkpoint import (
     find_checkpoint as find_checkpoint,
     list_checkpoints as list_checkpoints,
@@ -19,4 +24,5 @@ from qgf.run.checkpoint import (
     load_record as load_record,
     of_seed as of_seed,
 )
+from qgf.run.run import Run as Run
 from qgf.run.trainer import TrainingInterrupted as TrainingInterrupted, train as train

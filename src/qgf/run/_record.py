@@ -13,11 +13,11 @@ import jax
 
 from qgf.config import Config, Spec
 from qgf.data import Source
-from qgf.data.readers import Fields
 from qgf.errors import UserError
 from qgf.files import LOCK, TEMPORARY, reading, sha256
 from qgf.learners import CRITICS, DEFAULT_GOAL_CRITIC, DEFAULT_KINDS, LEARNERS, Learner
 from qgf.methods.table import find_method, kinds_of
+from qgf.run._validation import fields_of
 from qgf.run.checkpoint import (
     arrays_digest,
     kinds_held,
@@ -27,6 +27,9 @@ from qgf.run.checkpoint import (
     save_arrays,
 )
 from qgf.tasks import Task
+
+DATA = "data"
+"""folder of a run whose episodes were given as arrays"""
 
 
 def learners_of(task: Task, rewarded: bool, method: str, critic: str | None) -> dict[str, str]:
@@ -161,7 +164,7 @@ def _names(out: Path) -> set[str]:
 
 def _ours(name: str) -> bool:
     """Whether a run without a checkpoint may hold a file or folder of that name."""
-    known = {LOCK, "config.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb"}
+    known = {LOCK, DATA, "config.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb"}
     roles = {f"{role}.safetensors" for role in (*DEFAULT_KINDS, *LEARNERS)}
     return name in known | roles or name.startswith(TEMPORARY)
 
@@ -192,7 +195,7 @@ def _differences(old: dict, new: dict) -> str:
     def flat(record: dict) -> dict[str, Any]:
         config = {k: v for k, v in record["config"].items() if k not in ("steps", "keep")}
         data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
-        data["fields"] = record["data"].get("fields", dataclasses.asdict(Fields()))
+        data["fields"] = fields_of(record)
         return config | data | {k: record[k] for k in ("env", "method", "seeds", "learners")}
 
     a, b = flat(old), flat(new)

@@ -176,10 +176,11 @@ def _loss(
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], dict]:
     batch_key, loss_key = jax.random.split(key)
-    batch = data.sample(batch_key, batch_size)
+    batch, every = data.sample(batch_key, batch_size), data.sample_all(batch_key, batch_size)
     total, metrics = jnp.zeros(()), {}
     for name, learner in learners.items():
-        value, more = learner.loss(batch, loss_key, others)
+        drawn = every if getattr(learner, "imitates", False) else batch
+        value, more = learner.loss(drawn, loss_key, others)
         total += value
         metrics |= {f"{name}/{k}": v for k, v in more.items()}
     return total, metrics | {"loss": total}

@@ -41,7 +41,13 @@ def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
 
 def task_of(record: dict) -> Task:
     """Return the task of a run's config.json."""
-    return find_task(record["env"], record["data"].get("fields", {}).get("obs") or ())
+    return find_task(record["env"], fields_of(record).obs or ())
+
+
+def fields_of(record: dict) -> Fields:
+    """Return which recorded fields a run of this config.json uses; version 0.1.0 notes none."""
+    given = record["data"].get("fields", {})
+    return Fields(**given | {"obs": given.get("obs") and tuple(given["obs"])})
 
 
 def intact_source(record: dict) -> Source:
@@ -50,7 +56,7 @@ def intact_source(record: dict) -> Source:
     with reading(folder):
         if not folder.is_dir():
             raise UserError(f"the data folder {folder} is gone")
-    fields = Fields(**record["data"].get("fields", {}))
+    fields = fields_of(record)
     source = task_of(record).open(
         folder, fields, sparse=record["config"]["sparse_rewards"], trust=True
     )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,14 @@ from qgf.config import Config, check_seeds
 from qgf.data.dataset import Chunks, Dataset, rotation
 from qgf.data.goals import GoalChunks, GoalDataset
 from qgf.data.normalization import Normalization, Normalized, fit
-from qgf.data.readers import Fields
+from qgf.data.readers import Fields, Recording, convert, own
 from qgf.data.source import Source
 from qgf.errors import Terminated, UserError
-from qgf.files import locked, sweep, write_record
+from qgf.files import TEMPORARY, locked, read_record, sweep, write_record
 from qgf.learners import LEARNERS
 from qgf.run._log import Log, Logger, metrics_writer, started, truncate_metrics
 from qgf.run._record import (
+    DATA,
     borrow,
     borrow_again,
     check_same,
@@ -53,7 +55,10 @@ from qgf.run.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from qgf.run.run import Run
 from qgf.tasks import Task, find_task
+
+Callback = Callable[[str, int, dict[str, np.ndarray]], None]
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -73,8 +78,8 @@ class _Run:
 
 def train(
     env: str,
-    data: Path,
-    out: Path,
+    data: str | Path | Recording,
+    out: str | Path,
     config: Config,
     *,
     seeds: Sequence[int] = (0,),
@@ -85,7 +90,8 @@ def train(
     base: Path | None = None,
     resume: bool = False,
     logger: Logger = "none",
-) -> None:
+    callbacks: Sequence[Callback] = (),
+) -> Run:
     """Train all learners a method acts with, side by side; write the run to `out`.
 
     Which rewards are used is printed.
@@ -93,7 +99,9 @@ def train(
     Args:
         env: a task, as `qgf.tasks.find_task` takes it. One that pays nothing trains the policy
             alone or, with a critic of goals, for goals that are whole observations.
-        data: a folder of OGBench-layout shards, or recorded episodes of another format.
+        out: folder of the run.
+        data: a folder of OGBench-layout shards, or recorded episodes of another format; those in
+            memory are kept in OUT/data.
         fields: which fields of the recorded episodes are used, where the task does not say it.
         seeds: all are trained at once, in one compiled program.
         method: a name of METHODS; "qgf" is a flow policy (BC) and a critic (IQL).
@@ -101,6 +109,11 @@ def train(
         policy: a run whose policy is taken as it is.
         base: a run of which every learner the method needs is taken as it is.
         resume: continue the run in `out`; a larger config.steps prolongs it.
+        callbacks: each is called with split ("train" or "validation"), step and metrics (a value
+            per training seed, by name) whenever they are logged; what it raises ends the training.
+
+    Returns:
+        The run in `out`.
 
     Raises:
         UserError: unfit data or arguments, another run in `out`, or a loss that is not
@@ -108,9 +121,13 @@ def train(
         TrainingInterrupted: Ctrl-C; the state was saved.
     """
     check_seeds(seeds)
+    out = Path(out)
     with locked(out):
         step = find_start(out, resume)
         fields = fields or Fields()
+        if isinstance(data, Recording):
+            data, fields = _kept(data, fields, out, step), Fields()
+        data = Path(data)
         task = find_task(env, fields.obs or ())
         source = task.open(data, fields, sparse=config.sparse_rewards)
         kinds = learners_of(task, source.rewarded, method, critic)
@@ -147,7 +164,33 @@ def train(
             truncate_metrics(out / "metrics.jsonl", log)
             print(f"rewards: {source.rewards}")
             with metrics_writer(send, out, seeds) as write:
+                write = _all([write, *callbacks])
                 _loop(run, state, validation, rotating, step, log, write)
+    return Run(out)
+
+
+def _kept(recording: Recording, fields: Fields, out: Path, step: int) -> Path:
+    """Write episodes in memory beside the run that begins with them, and return where."""
+    folder, fresh = out / DATA, out / f"{TEMPORARY}{DATA}"
+    shutil.rmtree(fresh, ignore_errors=True)
+    convert(recording, fields, fresh)
+    if not step:
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+        return folder
+    before, now = (read_record(each / own.FILE)["files"] for each in (folder, fresh))
+    shutil.rmtree(fresh)
+    if before != now:
+        raise UserError(f"the run in {out} began with other episodes; resume it with the same")
+    return folder
+
+
+def _all(callbacks: Sequence[Callback]) -> Callback:
+    def call(split: str, step: int, metrics: dict[str, np.ndarray]) -> None:
+        for callback in callbacks:
+            callback(split, step, metrics)
+
+    return call
 
 
 def _restore(checkpoint: Path, state: State) -> State:

@@ -3,4 +3,4 @@
 Nothing here imports JAX, which environment processes do without.
 """
 
-from qgf.tasks.task import Task as Task, find_task as find_task
+from qgf.tasks.task import NO_TASK as NO_TASK, Task as Task, find_task as find_task

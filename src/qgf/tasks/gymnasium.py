@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from qgf.errors import UserError, nearest
+from qgf.tasks.task import NO_TASK
 
 if TYPE_CHECKING:
     from qgf.data.readers import Fields
@@ -113,7 +114,7 @@ def _flat(observation: Any) -> np.ndarray:
 class NoTask:
     """Recorded episodes without an environment: to train from, and to guide by, not to run."""
 
-    name = domain = "none"
+    name = domain = NO_TASK
     part = "task"
     rewarded = False
     goals = 0

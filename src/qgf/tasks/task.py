@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from qgf.data.source import Source
 
 
+NO_TASK = "none"
+"""name of the task of recorded episodes without an environment"""
+
+
 @runtime_checkable
 class Task(Protocol):
     """A task, or the goals that an environment asks for.
@@ -81,6 +85,6 @@ def find_task(name: str, obs: Sequence[str] = ()) -> Task:
     from qgf.tasks.gymnasium import GymnasiumTask, NoTask
     from qgf.tasks.ogbench.task import OGBenchTask
 
-    if name == NoTask.name:
+    if name == NO_TASK:
         return NoTask()
     return GymnasiumTask(name, obs) if ":" in name else OGBenchTask(name)
