@@ -42,6 +42,13 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         _discard("stdout")
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except ModuleNotFoundError as error:
+        from qgf._extras import absent
+
+        missing = absent(error)
+        if missing is None:
+            raise
+        _fail(str(missing))
     except OSError as error:
         if error.filename is None and error.errno not in EXHAUSTED:
             raise

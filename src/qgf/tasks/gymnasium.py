@@ -1,7 +1,5 @@
 """Any Gymnasium environment as a task: by its registered id, or by a function that makes it."""
 
-import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 
-from qgf.errors import UserError, nearest
+from qgf._named import import_function
+from qgf.errors import UserError
 from qgf.tasks.task import NO_TASK
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class GymnasiumTask:
     def _made(self, **kwargs: Any) -> gymnasium.Env:
         if self.name.startswith(PREFIX):
             return gymnasium.make(self.name.removeprefix(PREFIX), **kwargs)
-        return named_function(self.name)(**kwargs)
+        return import_function(self.name)(**kwargs)
 
     def success(self, info: dict[str, Any]) -> bool | None:
         found = [info[key] for key in SUCCESS if key in info]
@@ -132,24 +131,6 @@ class NoTask:
         return None
 
     open = GymnasiumTask.open
-
-
-def named_function(name: str) -> Any:
-    """Return what "module:function" names, found in the working directory too.
-
-    Raises:
-        UserError: there is no such module or function, or the module raises.
-    """
-    module, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:
-        raise UserError(f"cannot import {module!r}, of {name!r}: {_line(error)}") from None
-    if not callable(getattr(found, attribute, None)):
-        raise UserError(f"{module} has no function {attribute!r}.{nearest(attribute, dir(found))}")
-    return getattr(found, attribute)
 
 
 def _line(error: Exception) -> str:

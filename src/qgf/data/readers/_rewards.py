@@ -1,14 +1,13 @@
 """Rewards of a recording, and where its task ended: its own, by rule, or by a function."""
 
 import functools
-import importlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from qgf._named import import_function
 from qgf.data.readers._recording import Recording
 from qgf.errors import UserError, nearest
 
@@ -157,27 +156,3 @@ def _checked(said: object, what: str, length: int, place: str) -> Float[np.ndarr
         bad = int((~np.isfinite(array)).argmax())
         raise UserError(f"{place} returned NaN or infinity in its {what}, first in row {bad}")
     return array
-
-
-def import_function(name: str) -> Callable:
-    """Return a function named "module:function"; modules in the current folder are found too.
-
-    Raises:
-        UserError: there is none.
-    """
-    module_name, _, function_name = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise UserError(
-            f"cannot import {module_name!r} of {name!r}: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        callables = [key for key, value in vars(module).items() if callable(value)]
-        raise UserError(
-            f"{module_name} has no function {function_name!r}.{nearest(function_name, callables)}"
-        )
-    return function

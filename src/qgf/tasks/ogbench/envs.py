@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 
+from qgf._extras import absent
 from qgf.errors import UserError, nearest
 
 DOMAINS = (
@@ -108,7 +109,10 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env:
     parsed = EnvName.parse(name)
     check_simulator()
     # OGBench takes seconds to import; names can be read without it.
-    from qgf.tasks.ogbench import _manipspace, _manipspace_buttons
+    try:
+        from qgf.tasks.ogbench import _manipspace, _manipspace_buttons
+    except ModuleNotFoundError as error:
+        raise (absent(error) or error) from None
 
     families = {
         "cube": _manipspace.FastCube,
@@ -142,6 +146,8 @@ def check_simulator() -> None:
     """Raise a UserError if MuJoCo cannot be imported, as with a MUJOCO_GL that is not there."""
     try:
         import mujoco  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise (absent(error) or error) from None
     except Exception as error:
         backend = os.environ.get("MUJOCO_GL", "")
         raise UserError(
