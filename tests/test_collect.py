@@ -29,6 +29,7 @@ import qgf.tasks.ogbench.collect
 from qgf.data.manifest import Manifest, load_manifest
 from qgf.errors import UserError
 from qgf.files import TEMPORARY, locked
+from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
 from qgf.tasks.ogbench.collect import _cube_stays_visible, collect, episode_seed
 from qgf.tasks.ogbench.envs import state_widths

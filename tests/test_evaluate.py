@@ -457,7 +457,7 @@ def test_what_cannot_be_written_is_said_before_the_work(flag, run, played, tmp_p
 
 
 def test_run_without_a_task(policy_run):
-    with pytest.raises(UserError, match="has no critic, so there is no task to evaluate"):
+    with pytest.raises(UserError, match="the run has no critic, so there is no task to evaluate"):
         evaluate(policy_run, (0.1,))
 
 

@@ -15,6 +15,7 @@ from qgf.act.calibration import auto_weight
 from qgf.config import Spec
 from qgf.core.flow import FAILED, Sampled, checked_count, refuse_failed, repeat_rows
 from qgf.core.search import best_of_n_counting
+from qgf.data.normalization import Normalization
 from qgf.errors import UserError
 from qgf.learners import Learner
 from qgf.methods.table import (
@@ -140,6 +141,11 @@ def _other_critic(run: Path, which: str, record: dict, seeds: list[int]) -> Lear
     # A run of the policy alone, or one for goals, takes any critic of its domain.
     free = not find_task(record["env"]).rewarded
     sizes = [{**r["spec"], "goal": 0} for r in (record, other)]
+    if record.get("normalization", {}) != other.get("normalization", {}):
+        raise UserError(
+            f"the critic of {run} was trained on data that were normalized otherwise than those "
+            "of the policy; train it with --policy, which takes over how the policy's were"
+        )
     if sizes[0] != sizes[1] or not (free or other["env"] == record["env"]):
         raise UserError(
             f"the critic of {run} is of {other['env']} with {other['spec']}, "
@@ -220,6 +226,7 @@ class Policy:
         other = None if critic is None else Path(critic)
         self._judge = record if other is None else load_record(other)  # whose critic guides
         self.env, self.spec = self._judge["env"], Spec(**self._judge["spec"])
+        self._normalization = Normalization.of(record)
         has_critic = other is not None or "critic" in kinds_held(record)
         self.name = canonical(method or (record["method"] if has_critic else CLONED))
         self._method = find_method(self.name)
@@ -250,7 +257,7 @@ class Policy:
         samples: int = 1,
         steps: int | None = None,
     ) -> Float[np.ndarray, "*batch chunk action"]:
-        """Return the next `chunk` actions, in [-1, 1], for one observation or a batch.
+        """Return the next `chunk` actions, in the units of the data, for observations.
 
         Programs are compiled for batches of 1, 2, 4, … rows; others are padded to them. No file
         is read but by `default_weight`, at the first call without a weight.
@@ -289,7 +296,7 @@ class Policy:
             raise UserError(f"{self.name} is not tuned by a weight; leave it out")
         goals = self._goals(goal, obs.shape[:-1], bool(weights.any()) or samples > 1)
         _check_key(key)
-        batch, rows = obs.reshape(-1, self.spec.obs), weights.size
+        batch, rows = self._normalization.observed(obs.reshape(-1, self.spec.obs)), weights.size
         shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
         if not rows:
             return np.zeros(shape, np.float32)
@@ -305,7 +312,7 @@ class Policy:
             steps,
         )
         refuse_failed(np.asarray(counts)[:rows].reshape(obs.shape[:-1]))
-        return np.asarray(actions)[:rows].reshape(shape)
+        return self._normalization.acted(np.asarray(actions)[:rows].reshape(shape))
 
     def _goals(
         self, goal: np.ndarray | None, batch: tuple[int, ...], used: bool

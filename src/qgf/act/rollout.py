@@ -20,12 +20,15 @@ from qgf._progress import progress
 from qgf.act.policy import noise_size, sample_actions
 from qgf.config import Spec
 from qgf.core.flow import FAILED
+from qgf.data.normalization import Normalization
 from qgf.errors import UserError
 from qgf.methods.table import CLONED, Learners, Method, find_method
 from qgf.tasks import Task
 from qgf.tasks._workers import Reply, Workers
 
 SPLITS = ("tune", "test")
+
+IDENTITY = Normalization()
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,14 @@ def roll_out(
     slots: int,
     seed: int,
     pool: Workers | None = None,
+    normalization: Normalization = IDENTITY,
 ) -> dict[Job, Outcome]:
     """Run all jobs, `slots` at a time; one policy call serves all that run.
 
     Args:
         learners: their arrays lead with the training-seed axis.
         pool: processes of `slots` environments to use; by default some of its own.
+        normalization: that of the run's data.
     """
     outcomes = {job: Outcome() for job in jobs}
     groups = collections.defaultdict(list)
@@ -116,7 +121,7 @@ def roll_out(
         shown = bar.add_task("evaluating", total=len(jobs), unit="episodes")
         for arm, group in groups.items():
             act = actor(arm, learners, spec, seed)
-            for _ in _pass(pool, act, task, spec, group, outcomes, slots, seed):
+            for _ in _pass(pool, act, task, spec, group, outcomes, slots, seed, normalization):
                 bar.advance(shown)
     return outcomes
 
@@ -143,6 +148,7 @@ def _pass(
     outcomes: dict[Job, Outcome],
     slots: int,
     seed: int,
+    normalization: Normalization,
 ) -> Iterator[Job]:
     """Yield each job when its episode has ended; slots are divided among training seeds."""
     seeds = 1 + max(job.seed for job in jobs)
@@ -167,7 +173,7 @@ def _pass(
                         f"{job.arm.weight:g}: the networks' numbers became NaN or infinite; "
                         "weights may be too large, or the run damaged"
                     )
-                requests[slot] = ("act", chunks[slot])
+                requests[slot] = ("act", normalization.acted(chunks[slot]))
                 outcomes[job].fallbacks += int(fallbacks[at])
             elif queue:
                 job = running[slot] = queue.popleft()
@@ -177,7 +183,7 @@ def _pass(
             return
         for slot, reply in pool.request(requests).items():
             job, at = running[slot], divmod(slot, rows)
-            obs[at] = reply.obs
+            obs[at] = normalization.observed(reply.obs)
             if goal is not None and turn[at] < 0:
                 goal[at] = reply.goal
             turn[at] += 1

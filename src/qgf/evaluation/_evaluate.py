@@ -17,6 +17,7 @@ from qgf.act.calibration import auto_weight
 from qgf.act.policy import learner_hashes, load_learners
 from qgf.act.rollout import SPLITS, Arm, Job, Outcome, make_jobs, roll_out
 from qgf.config import Spec
+from qgf.data.normalization import Normalization
 from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluation.statistics import paired_difference, wilson_interval
 from qgf.methods.table import (
@@ -29,9 +30,8 @@ from qgf.methods.table import (
     find_method,
     settings,
 )
-from qgf.run._evaluation import choose
+from qgf.run import choose, task_of
 from qgf.run.checkpoint import find_checkpoint, load_record
-from qgf.tasks import find_task
 
 
 def evaluate(
@@ -91,12 +91,9 @@ def evaluate(
     if data is not None:
         judge["data"]["folder"] = str(data)
     env, spec = judge["env"], Spec(**judge["spec"])
-    task = find_task(env)
+    task = task_of(judge)
     if not (task.rewarded or spec.goal):
-        raise UserError(
-            f"{run} has no critic, so there is no task to evaluate; train one with "
-            f"`qgf train --env …-singletask-taskN-v0 --policy {run}`"
-        )
+        raise UserError(f"{run}: {task.unjudged}")
     # As numbers, so that all is read from the same checkpoints while a training goes on.
     which = find_checkpoint(run, checkpoint).name
     critic_which = which if critic is None else find_checkpoint(critic).name
@@ -110,7 +107,8 @@ def evaluate(
     arms = _arms(named, weights, best_of, auto, denoise_steps)
     every = list(dict.fromkeys(arm for group in arms.values() for arm in group))
     jobs = make_jobs(every, len(record["seeds"]), counts)
-    outcomes = roll_out(task, spec, learners, jobs, workers, slots, seed)
+    scale = Normalization.of(record)
+    outcomes = roll_out(task, spec, learners, jobs, workers, slots, seed, normalization=scale)
     return {
         "env": env,
         "run": str(run),

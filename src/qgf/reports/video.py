@@ -23,6 +23,7 @@ from qgf.errors import UserError
 from qgf.evaluation._evaluate import checked_weights, label
 from qgf.files import atomic_open, check_writable
 from qgf.methods.table import Learners
+from qgf.run import task_of
 from qgf.run.checkpoint import load_record
 from qgf.tasks import Task, find_task
 from qgf.tasks._workers import Reply, Workers

@@ -28,6 +28,7 @@ class GymnasiumTask:
 
     part = "task"
     rewarded = True
+    unjudged = ""
     goals = 0
     goal_critic = None
     normalized = True
@@ -116,16 +117,17 @@ class NoTask:
     name = domain = NO_TASK
     part = "task"
     rewarded = False
+    unjudged = (
+        "there is no environment to run: the run was trained from recorded episodes alone; look at "
+        "its validation losses (RUN/metrics.jsonl), or train with --env gymnasium:ID or "
+        "module:factory"
+    )
     goals = 0
     goal_critic = None
     normalized = True
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
-        raise UserError(
-            "there is no environment to run: the run was trained from recorded episodes alone; "
-            "look at its validation losses (metrics.jsonl, `qgf report`) instead, or name an "
-            "environment in training: --env gymnasium:ID, or module:factory"
-        )
+        raise UserError(self.unjudged)
 
     def success(self, info: dict[str, Any]) -> bool | None:
         return None

@@ -24,6 +24,7 @@ class Task(Protocol):
         domain: tasks of one domain share their data, and so one policy.
         part: name of the task within its domain.
         rewarded: whether its episodes are judged, by rewards or success.
+        unjudged: where they are not, what to do instead of evaluating.
         goals: how many goals are asked for in turn; 0 where a critic takes none.
         goal_critic: kind of the critic that goals need; None where none is asked for.
         normalized: whether data are normalized unless the settings say otherwise.
@@ -33,6 +34,7 @@ class Task(Protocol):
     domain: str
     part: str
     rewarded: bool
+    unjudged: str
     goals: int
     goal_critic: str | None
     normalized: bool

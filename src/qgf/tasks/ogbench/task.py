@@ -22,6 +22,10 @@ class OGBenchTask:
 
     goals = 5
     normalized = False
+    unjudged = (
+        "the run has no critic, so there is no task to evaluate; train one with `qgf train --env "
+        "…-singletask-taskN-v0 --policy RUN`"
+    )
 
     def __init__(self, name: str):
         """Raise UserError if there is no such environment."""
