@@ -1,0 +1,149 @@
+"""Gymnasium environments as tasks: by id, by factory, with their own spaces and rewards."""
+
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from conftest import SOURCE  # noqa: F401
+
+import qgf
+from qgf.data import from_arrays
+from qgf.errors import UserError
+from qgf.evaluation import evaluate, format_result
+from qgf.tasks import find_task
+from qgf.tasks._workers import Workers
+
+PENDULUM = "gymnasium:Pendulum-v1"
+TINY = qgf.Config(
+    steps=20,
+    batch_size=8,
+    width=8,
+    depth=1,
+    chunk=3,
+    dispatch_steps=10,
+    log_every=10,
+    validate_every=20,
+    checkpoint_every=20,
+    rotate_every=10,
+)
+
+
+def play(task, episodes, steps):
+    """Random episodes of an environment, in D4RL's layout."""
+    env, rng = task.make(), np.random.default_rng(0)
+    rows = []
+    for episode in range(episodes):
+        obs, _ = env.reset(seed=episode)
+        for step in range(steps):
+            action = rng.uniform(env.action_space.low, env.action_space.high).astype(np.float32)
+            after, reward, terminated, *_ = env.step(action)
+            rows.append((obs, action, reward, after, terminated, step == steps - 1))
+            obs = after
+    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    return from_arrays(**dict(zip(names, columns, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def pendulum(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pendulum") / "run"
+    return qgf.train(PENDULUM, play(find_task(PENDULUM), 4, 20), out, TINY, seeds=(0, 1))
+
+
+def test_the_environment_gets_actions_in_its_own_units(pendulum):
+    """And returns are sums of its own rewards: replayed by hand, step for step."""
+    result = evaluate(pendulum.path, (0.0,), methods=("bc",), episodes=2, tune_episodes=1, slots=2, workers=1)
+    arm = result["methods"]["bc"]["test"]
+    assert result["measure"] == "return" and arm["success"] is None
+    assert arm["length"] == 200 and -1700 < arm["return"] < 0
+    low, high = arm["return_ci95"]
+    assert low <= arm["return"] <= high
+
+
+FACTORY = """
+import gymnasium, numpy as np
+
+class Reach(gymnasium.Env):
+    observation_space = gymnasium.spaces.Dict({
+        "position": gymnasium.spaces.Box(-9, 9, (2,)), "goal": gymnasium.spaces.Box(-9, 9, (1,)),
+    })
+    action_space = gymnasium.spaces.Box(-2, 2, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = self.np_random.uniform(-1, 1, 2)
+        return self.seen(), {}
+
+    def seen(self):
+        return {"position": self.at, "goal": np.ones(1)}
+
+    def step(self, action):
+        self.at = self.at + 0.1 * action
+        near = bool(abs(self.at - 1).max() < 0.3)
+        return self.seen(), -1.0 + near, near, False, {"is_success": near}
+
+def reach(**kwargs):
+    return gymnasium.wrappers.TimeLimit(Reach(), 30)
+
+def broken():
+    raise ValueError("no robot")
+
+def nothing():
+    return 7
+
+def discrete():
+    return gymnasium.make("CartPole-v1")
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "my_envs.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield "my_envs"
+    sys.modules.pop("my_envs", None)
+
+
+def test_parts_of_a_dict_observation_in_the_order_that_is_asked_for(module):
+    first, second = (
+        find_task(f"{module}:reach", obs).make().reset(seed=3)[0]
+        for obs in (("observations/goal", "observations/position"), ())
+    )
+    assert first.dtype == np.float32 and first.shape == (3,)
+    np.testing.assert_array_equal(first, second)  # sorted, goal comes first too
+    (third, _) = find_task(f"{module}:reach", ("position",)).make().reset(seed=3)
+    np.testing.assert_array_equal(third, first[1:])
+
+
+@pytest.mark.parametrize(
+    "name, obs, message",
+    [
+        ("my_envs:broken", (), "my_envs:broken makes no environment: no robot"),
+        ("my_envs:nothing", (), "gave int, not a gymnasium.Env"),
+        ("my_envs:discrete", (), "has Discrete actions; a flow policy needs continuous"),
+        ("my_envs:rech", (), "has no function 'rech'. Did you mean 'reach'"),
+        ("my_env:reach", (), "cannot import 'my_env'"),
+        ("my_envs:reach", ("speed",), "has no 'speed'; it has position, goal"),
+        ("gymnasium:Pendulm-v1", (), "makes no environment: .*Pendulm"),
+    ],
+)
+def test_bad_environments(name, obs, message, module):
+    with pytest.raises(UserError, match=message):
+        find_task(name, obs).make()
+
+
+def test_success_is_what_info_says(module):
+    with Workers(find_task(f"{module}:reach"), 1, 1) as pool:
+        pool.request({0: ("reset", {"seed": 0})})
+        far = pool.request({0: ("act", np.full((1, 2), -2.0))})[0]
+        near = pool.request({0: ("act", np.full((30, 2), 2.0))})[0]
+    assert far.success is False and near.success is True and near.done and near.length < 30
+
+
+def test_a_run_meets_an_environment_of_other_sizes(pendulum, module, tmp_path):
+    with pytest.raises(UserError, match=r"observations of 3 numbers .* has 2|of 2 .* 3"):
+        data = play(find_task(f"{module}:reach", ("position",)), 3, 10)
+        run = qgf.train(PENDULUM, data, tmp_path / "run", TINY)
+        evaluate(run.path, (0.0,), methods=("bc",), episodes=1, workers=1)
