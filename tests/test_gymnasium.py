@@ -2,7 +2,6 @@
 
 import sys
 
-import gymnasium
 import numpy as np
 import pytest
 from conftest import SOURCE  # noqa: F401
@@ -10,7 +9,7 @@ from conftest import SOURCE  # noqa: F401
 import qgf
 from qgf.data import from_arrays
 from qgf.errors import UserError
-from qgf.evaluation import evaluate, format_result
+from qgf.evaluation import evaluate
 from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
 
@@ -53,7 +52,9 @@ def pendulum(tmp_path_factory):
 
 def test_the_environment_gets_actions_in_its_own_units(pendulum):
     """And returns are sums of its own rewards: replayed by hand, step for step."""
-    result = evaluate(pendulum.path, (0.0,), methods=("bc",), episodes=2, tune_episodes=1, slots=2, workers=1)
+    result = evaluate(
+        pendulum.path, (0.0,), methods=("bc",), episodes=2, tune_episodes=1, slots=2, workers=1
+    )
     arm = result["methods"]["bc"]["test"]
     assert result["measure"] == "return" and arm["success"] is None
     assert arm["length"] == 200 and -1700 < arm["return"] < 0

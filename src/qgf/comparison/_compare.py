@@ -145,7 +145,7 @@ def _evaluate(
 def _size(env: str) -> str:
     """Return what environments have in common whose networks are of one size."""
     task = find_task(env)
-    return env if task.goal_critic else task.domain
+    return env if task.goal_conditioned else task.domain
 
 
 def _cost(plan: Plan, name: str, env: str) -> dict:

@@ -111,7 +111,7 @@ def check_facts(plan: Plan) -> None:
 def check_task(env: str) -> None:
     """Raise a UserError if an environment has neither a task nor goals."""
     task = find_task(env)
-    if not (task.rewarded or task.goal_critic):
+    if not (task.rewarded or task.goal_conditioned):
         raise UserError(f"{env} names no task; use …-singletask-taskN-v0 or …-oraclerep-v0")
 
 
@@ -264,5 +264,5 @@ def train_to_end(plan: Plan, env: str, path: Path, config: Config, **options: ob
 
 def spec(plan: Plan, env: str) -> Spec:
     """Return the sizes of observations and actions, and of goals where the task is one."""
-    what = "critic" if find_task(env).goal_critic else "policy"
+    what = "critic" if find_task(env).goal_conditioned else "policy"
     return Spec(**load_record(run_folder(plan, what, env))["spec"])

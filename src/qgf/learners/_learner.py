@@ -22,6 +22,7 @@ class Learner(eqx.Module):
         targets: each slowly averaged copy, and the network it follows.
         needs: roles of other learners that the loss consults.
         goal_conditioned: it learns from goals, and is bound to one as well.
+        imitates: it learns from actions alone, so that it needs no observation after them.
         fixed_steps: it acts in the T denoising steps it was trained for, and in no others.
     """
 
@@ -29,6 +30,7 @@ class Learner(eqx.Module):
     targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ()
     goal_conditioned: ClassVar[bool] = False
+    imitates: ClassVar[bool] = False
     fixed_steps: ClassVar[bool] = False
 
     @classmethod

@@ -1,7 +1,7 @@
 """Behaviour cloning of a flow policy: the reference policy that guidance improves."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray

@@ -179,7 +179,7 @@ def _loss(
     batch, every = data.sample(batch_key, batch_size), data.sample_all(batch_key, batch_size)
     total, metrics = jnp.zeros(()), {}
     for name, learner in learners.items():
-        drawn = every if getattr(learner, "imitates", False) else batch
+        drawn = every if learner.imitates else batch
         value, more = learner.loss(drawn, loss_key, others)
         total += value
         metrics |= {f"{name}/{k}": v for k, v in more.items()}

@@ -30,7 +30,7 @@ class GymnasiumTask:
     rewarded = True
     unjudged = ""
     goals = 0
-    goal_critic = None
+    goal_conditioned = False
     normalized = True
 
     def __init__(self, name: str, obs: Sequence[str] = ()):
@@ -123,7 +123,7 @@ class NoTask:
         "module:factory"
     )
     goals = 0
-    goal_critic = None
+    goal_conditioned = False
     normalized = True
 
     def make(self, **kwargs: Any) -> gymnasium.Env:

@@ -26,7 +26,7 @@ class Task(Protocol):
         rewarded: whether its episodes are judged, by rewards or success.
         unjudged: where they are not, what to do instead of evaluating.
         goals: how many goals are asked for in turn; 0 where a critic takes none.
-        goal_critic: kind of the critic that goals need; None where none is asked for.
+        goal_conditioned: whether goals are what is asked for, so that a critic needs them.
         normalized: whether data are normalized unless the settings say otherwise.
     """
 
@@ -36,7 +36,7 @@ class Task(Protocol):
     rewarded: bool
     unjudged: str
     goals: int
-    goal_critic: str | None
+    goal_conditioned: bool
     normalized: bool
 
     def make(self, **kwargs: Any) -> gymnasium.Env:

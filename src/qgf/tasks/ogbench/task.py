@@ -32,7 +32,7 @@ class OGBenchTask:
         self._name = EnvName.parse(name)
         self.name = name
         self.rewarded = self._name.singletask
-        self.goal_critic = "dqc" if self._name.oraclerep else None
+        self.goal_conditioned = self._name.oraclerep
         self.part = "goals" if self._name.oraclerep else f"task{self._name.task or 'default'}"
 
     @property
