@@ -174,14 +174,17 @@ def test_a_run_that_was_not_evaluated(run):
 @pytest.mark.parametrize("low, doubtful", [(-0.05, True), (0.0, True), (0.02, False)])
 def test_the_verdict_claims_no_more_than_the_interval(low, doubtful):
     test = {"success": 0.5, "difference": 0.1, "difference_ci95": (low, 0.2), "episodes": 50}
-    verdict = _verdict({"qgf": {"weight": 0.3, "test": test}, "bc": {"test": {"success": 0.4}}})
+    verdict = _verdict(judged(qgf={"weight": 0.3, "test": test}, bc={"test": {"success": 0.4}}))
     numbers = (0.3, 50, 40, 10, 95, 100 * low, 20, 50)
     assert tells(verdict, *numbers)
     assert tells(verdict, *numbers, 0) == doubtful  # the interval includes 0
 
 
+def judged(**methods):
+    return {"measure": "success", "methods": methods}
+
+
 def test_the_verdict_without_guidance():
-    verdict = _verdict(
-        {"qgf": {"weight": 0.0, "test": {"success": 0.4}}, "bc": {"test": {"success": 0.4}}}
-    )
+    test = {"success": 0.4}
+    verdict = _verdict(judged(qgf={"weight": 0.0, "test": test}, bc={"test": test}))
     assert tells(verdict, 0) and not tells(verdict, 40)

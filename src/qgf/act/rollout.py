@@ -69,16 +69,17 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What an episode came to: success, sum of rewards, environment steps, and denoising
-    steps that went unguided because a gradient was not finite."""
+    """What an episode came to: success (None: nobody says), sum of rewards, environment steps,
+    and denoising steps that went unguided because a gradient was not finite."""
 
-    success: bool = False
+    success: bool | None = None
     total: float = 0.0
     length: int = 0
     fallbacks: int = 0
 
     def add(self, reply: Reply) -> None:
-        self.success = reply.success
+        if reply.success is not None:
+            self.success = bool(self.success) or reply.success
         self.total += reply.reward
         self.length += reply.length
 
@@ -183,6 +184,11 @@ def _pass(
             return
         for slot, reply in pool.request(requests).items():
             job, at = running[slot], divmod(slot, rows)
+            if reply.obs.shape != (spec.obs,):
+                raise UserError(
+                    f"{task.name} gives observations of shape {reply.obs.shape}, the run takes "
+                    f"({spec.obs},); it was trained for another environment, or other --obs"
+                )
             obs[at] = normalization.observed(reply.obs)
             if goal is not None and turn[at] < 0:
                 goal[at] = reply.goal
@@ -227,8 +233,10 @@ def start_of(job: Job, task: Task, spec: Spec, seed: int) -> dict[str, Any]:
 
     If a goal is asked for, it is the task's next for every episode.
     """
-    goal = {"task_id": 1 + job.episode % task.goals}
-    return {"seed": _env_seed(seed, job.start)} | ({"options": goal} if spec.goal else {})
+    start: dict[str, Any] = {"seed": _env_seed(seed, job.start)}
+    if spec.goal:
+        start["options"] = {"task_id": 1 + job.episode % task.goals}
+    return start
 
 
 def _env_seed(seed: int, start: int) -> int:

@@ -80,7 +80,7 @@ class Normalized:
     def __init__(self, source: Source, normalization: Normalization):
         self.folder, self.name = source.folder, source.name
         self.rewards, self.rewarded, self.widths = source.rewards, source.rewarded, source.widths
-        self.split, self.intact = source.split, source.intact
+        self.origin, self.split, self.intact = source.origin, source.split, source.intact
         self._source, self._normalization = source, normalization
 
     def read(self, shard: Shard) -> Trajectories:

@@ -19,6 +19,8 @@ class Recorded:
     rewards are 0 and no task ends: enough for behaviour cloning. See `qgf.data.Source`.
     """
 
+    origin = ()
+
     def __init__(self, path: Path, fields: Fields):
         """Raise UserError if the files cannot be used, or no episode can be held out."""
         recording = open_recording(path)

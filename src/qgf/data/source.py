@@ -16,6 +16,7 @@ class Source(Protocol):
         name: of the data set; runs are resumed and borrowed from only with the same.
         rewards: which rewards are used, in one line.
         rewarded: whether there are any, that is whether a critic of the task can be trained.
+        origin: the words after `qgf` of the command that made them; empty where none did.
         widths: how many numbers an observation and an action have.
     """
 
@@ -23,6 +24,7 @@ class Source(Protocol):
     name: str
     rewards: str
     rewarded: bool
+    origin: tuple[str, ...]
     widths: tuple[int, int]
 
     def split(self, split: Split) -> list[Shard]:

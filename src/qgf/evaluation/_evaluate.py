@@ -19,6 +19,7 @@ from qgf.act.rollout import SPLITS, Arm, Job, Outcome, make_jobs, roll_out
 from qgf.config import Spec
 from qgf.data.normalization import Normalization
 from qgf.errors import UserError, check_counts, check_seed
+from qgf.evaluation.measure import RETURN, SUCCESS, Measure, measure_of
 from qgf.evaluation.statistics import paired_difference, wilson_interval
 from qgf.methods.table import (
     BEST_OF,
@@ -184,9 +185,9 @@ def checked_weights(weights: Sequence[float]) -> list[float]:
 def table(
     outcomes: dict[Job, Outcome], arm: Arm, split: str
 ) -> Float[np.ndarray, "seed episode 4"]:
-    """Return success, return, length and fallbacks of an arm's episodes."""
+    """Return success (NaN: nobody says), return, length and fallbacks of an arm's episodes."""
     rows = sorted(
-        (job.seed, job.episode, *dataclasses.astuple(outcome))
+        (job.seed, job.episode, *map(_number, dataclasses.astuple(outcome)))
         for job, outcome in outcomes.items()
         if job.arm == arm and job.split == split
     )
@@ -194,18 +195,32 @@ def table(
     return np.array(rows, float)[:, 2:].reshape(seeds, -1, 4)
 
 
+def _number(value: bool | float | int | None) -> float:
+    return np.nan if value is None else float(value)
+
+
 def figures(data: Float[np.ndarray, "seed episode 4"]) -> dict:
-    """Return the summary of a `table`."""
-    wins = data[..., 0]
+    """Return the summary of a `table`; without success where nobody says it."""
+    wins, returns = data[..., 0], data[..., 1]
+    judged = {}
+    if _measure(data) is SUCCESS:
+        judged = {
+            "success": wins.mean(),
+            "ci95": wilson_interval(int(wins.sum()), wins.size),
+            "success_per_seed": wins.mean(1).tolist(),
+        }
     return {
-        "success": wins.mean(),
-        "ci95": wilson_interval(int(wins.sum()), wins.size),
-        "return": data[..., 1].mean(),
+        **judged,
+        "return": returns.mean(),
+        "return_ci95": paired_difference(returns, np.zeros_like(returns))[1],
         "length": data[..., 2].mean(),
         "episodes": wins.size,
-        "success_per_seed": wins.mean(1).tolist(),
         "fallbacks": int(data[..., 3].sum()),
     }
+
+
+def _measure(data: Float[np.ndarray, "seed episode 4"]) -> Measure:
+    return RETURN if np.isnan(data[..., 0]).any() else SUCCESS
 
 
 def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: int = 1) -> dict:
@@ -224,8 +239,9 @@ def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: in
         if CLONED not in arms or arm == arms[CLONED][0]:
             return {}
         pair = (arm, arms[CLONED][0])
-        ours, theirs = (table(outcomes, each, "test")[..., 0] > 0 for each in pair)
-        mean, interval = paired_difference(ours, theirs)
+        ours, theirs = (table(outcomes, each, "test") for each in pair)
+        column = _measure(theirs).column
+        mean, interval = paired_difference(ours[..., column], theirs[..., column])
         return {"difference": mean, "difference_ci95": interval}
 
     methods, none = {}, {"difference": 0.0, "difference_ci95": (0.0, 0.0)}
@@ -240,7 +256,8 @@ def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: in
             "test": (none if name != CLONED and CLONED in arms else {}) | best["test"],
             "settings": [*by_arm.values()],
         }
-    summary: dict[str, Any] = {"methods": methods}
+    some = table(outcomes, next(iter(outcomes)).arm, "test")
+    summary: dict[str, Any] = {"measure": _measure(some).name, "methods": methods}
     if CLONED in methods:
         summary[CLONED] = methods[CLONED]["test"]
     if GUIDED in methods:
@@ -252,23 +269,25 @@ def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: in
 
 def format_result(result: dict) -> str:
     """Return a small table of an evaluation: every setting, and what was chosen."""
-    lines = [f"{'':>34} {'tune':>8} {'test':>8} {'95% interval':>15} {'return':>9} {'length':>7}"]
+    measure = measure_of(result)
+    lines = [f"{'':>34} {'tune':>8} {'test':>8} {'95% interval':>17} {'return':>9} {'length':>7}"]
+    lines.insert(0, f"{'':>34} {measure.label}")
     chosen = []
     for name, method in result["methods"].items():
         for row in method["settings"]:
-            test, (low, high) = row["test"], row["test"]["ci95"]
-            what = label(name, row["weight"], row["samples"])
+            what, test = label(name, row["weight"], row["samples"]), row["test"]
+            scores = [measure.text(row[split][measure.name]) for split in SPLITS]
             lines.append(
-                f"{what:>34} {row['tune']['success']:8.1%} {test['success']:8.1%} "
-                f"{f'{low:.1%} {high:.1%}':>15} {test['return']:9.1f} {test['length']:7.1f}"
+                f"{what:>34} {scores[0]:>8} {scores[1]:>8} "
+                f"{measure.between(test[measure.interval]):>17} "
+                f"{test['return']:9.1f} {test['length']:7.1f}"
             )
         if "difference" in method["test"]:
-            low, high = method["test"]["difference_ci95"]
             chosen.append(
                 f"chosen {label(name, method['weight'], method['samples'])}: "
-                f"{method['test']['difference']:+.1%} over BC "
+                f"{measure.text(method['test']['difference'], '+')} over BC "
                 f"on {method['test']['episodes']} paired test episodes "
-                f"(95% interval {low:+.1%} to {high:+.1%})"
+                f"(95% interval {measure.between(method['test']['difference_ci95'], '+')})"
             )
         if method["test"]["fallbacks"]:
             chosen.append(

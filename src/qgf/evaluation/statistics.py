@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 
 Z95 = 1.959963984540054
 
@@ -22,8 +22,8 @@ def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[floa
 
 
 def paired_difference(
-    ours: Bool[np.ndarray, "seed episode"],
-    theirs: Bool[np.ndarray, "seed episode"],
+    ours: Shaped[np.ndarray, "seed episode"],
+    theirs: Shaped[np.ndarray, "seed episode"],
     resamples: int = 10_000,
 ) -> tuple[float, tuple[float, float]]:
     """Return the mean of ours − theirs and its 95% percentile-bootstrap interval.

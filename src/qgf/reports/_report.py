@@ -22,14 +22,15 @@ from qgf.act.policy import learner_hashes, load_learners, sample_actions
 from qgf.act.rollout import Arm
 from qgf.config import PRESETS
 from qgf.core.flow import refuse_failed
-from qgf.data.manifest import Manifest
+from qgf.data import Source
 from qgf.errors import UserError
+from qgf.evaluation.measure import SUCCESS, measure_of
 from qgf.methods.table import BEST_OF, CLONED, GUIDED, METHODS, Learners
 from qgf.reports._page import Page, data_url
 from qgf.reports.video import film
-from qgf.run._evaluation import read_evaluation
+from qgf.run._evaluation import choose, read_evaluation
 from qgf.run._log import Log, read_metrics
-from qgf.run._validation import intact_manifest, validation_batch
+from qgf.run._validation import fields_of, intact_source, validation_batch
 from qgf.run.checkpoint import find_checkpoint, load_record
 
 STATES = 1000
@@ -85,20 +86,22 @@ def _headline(page: Page, result: dict) -> None:
         f"seed{'s' * (seeds > 1)}. BC is the cloned policy alone; QGF is the same policy, guided "
         f"at test time by the critic's gradient with weight w.</p>"
     )
-    page.add(f'<p class="result">{_verdict(result["methods"])}</p>')
+    page.add(f'<p class="result">{_verdict(result)}</p>')
     bc, qgf = result["methods"][CLONED], result["methods"][GUIDED]
     rows = [("BC (w = 0)", bc["test"], "")]
     rows += [(f"best of {row['samples']}", row["test"], "") for row in _best_of(result)]
     rows += [(f"QGF (w = {qgf['weight']:g})", qgf["test"], ' class="chosen"')]
-    names = ("Success", "95% interval", "Minus BC", "95% interval", "Episodes")
+    measure = measure_of(result)
+    names = (measure.label.capitalize(), "95% interval", "Minus BC", "95% interval", "Episodes")
     heads = "".join(f'<th class="n">{name}</th>' for name in names)
     page.add(f"<table><thead><tr><th>Policy</th>{heads}</tr></thead><tbody>")
     for name, figures, kind in rows:
-        cells = [f"{figures['success']:.1%}", _interval(figures["ci95"], ".1%"), "", ""]
+        shown = figures[measure.name], figures[measure.interval]
+        cells = [measure.text(shown[0]), measure.between(shown[1]), "", ""]
         if "difference" in figures:
             cells[2:] = [
-                f"{figures['difference']:+.1%}",
-                _interval(figures["difference_ci95"], "+.1%"),
+                measure.text(figures["difference"], "+"),
+                measure.between(figures["difference_ci95"], "+"),
             ]
         cells.append(str(figures["episodes"]))
         cells = "".join(f'<td class="n">{cell}</td>' for cell in cells)
@@ -106,17 +109,19 @@ def _headline(page: Page, result: dict) -> None:
     page.add("</tbody></table>")
 
 
-def _verdict(methods: dict) -> str:
+def _verdict(result: dict) -> str:
     """Return one sentence that claims no more than the interval of the difference allows."""
+    methods, measure = result["methods"], measure_of(result)
     weight, qgf, bc = methods[GUIDED]["weight"], methods[GUIDED]["test"], methods[CLONED]["test"]
     if weight == 0:
         return "The tune episodes chose w = 0: no guidance weight tried did better than BC."
     low, high = qgf["difference_ci95"]
     doubt = " The interval includes 0: these episodes cannot tell it from no change."
     return (
-        f"With guidance (w = {weight:g}) {qgf['success']:.1%} of the test episodes succeed, "
-        f"without it {bc['success']:.1%}: {qgf['difference']:+.1%} (95% interval "
-        f"{_interval(qgf['difference_ci95'], '+.1%')}, {qgf['episodes']} paired episodes)."
+        f"With guidance (w = {weight:g}) the {measure.label} on test episodes is "
+        f"{measure.text(qgf[measure.name])}, without it {measure.text(bc[measure.name])}: "
+        f"{measure.text(qgf['difference'], '+')} (95% interval "
+        f"{measure.between(qgf['difference_ci95'], '+')}, {qgf['episodes']} paired episodes)."
         + doubt
         * (low <= 0 <= high)
     )
@@ -124,12 +129,13 @@ def _verdict(methods: dict) -> str:
 
 def _weights(page: Page, result: dict) -> None:
     rows, chosen = (result["methods"][GUIDED][key] for key in ("settings", "weight"))
+    measure = measure_of(result)
     figure = Figure((7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
     for split, color, marker, shift in (("tune", ORANGE, "s", -0.06), ("test", BLUE, "o", 0.06)):
-        mean = np.array([row[split]["success"] for row in rows])
-        low, high = np.array([row[split]["ci95"] for row in rows]).T
+        mean = np.array([row[split][measure.name] for row in rows])
+        low, high = np.array([row[split][measure.interval] for row in rows]).T
         axes.errorbar(
             places + shift,
             mean,
@@ -143,18 +149,23 @@ def _weights(page: Page, result: dict) -> None:
     at = [row["weight"] for row in rows].index(chosen)
     axes.axvspan(at - 0.3, at + 0.3, color=SKY, alpha=0.25, lw=0, label=f"chosen: w = {chosen:g}")
     axes.set_xticks(places, [f"{row['weight']:g}" for row in rows])
-    axes.set(xlabel="guidance weight w", ylabel="success rate", ylim=(-0.03, 1.03))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set(xlabel="guidance weight w", ylabel=measure.label)
+    if measure is SUCCESS:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _tidy(axes)
     axes.legend(frameon=False)
-    page.add("<h2>Success against guidance weight</h2>")
+    page.add(f"<h2>{measure.label.capitalize()} against guidance weight</h2>")
     page.figure(
         "weights",
         figure,
-        "Success rate against guidance weight. "
-        + "; ".join(f"w = {row['weight']:g}: {row['test']['success']:.1%} on test" for row in rows),
+        f"{measure.label.capitalize()} against guidance weight. "
+        + "; ".join(
+            f"w = {row['weight']:g}: {measure.text(row['test'][measure.name])} on test"
+            for row in rows
+        ),
         "The weight is chosen on the tune episodes alone and reported on the test episodes. Bars "
-        "are 95% Wilson intervals. All weights meet the same starts and the same noise.",
+        f"are 95% {measure.method} intervals. All weights meet the same starts and the same noise.",
     )
 
 
@@ -195,7 +206,7 @@ def _evaluated(run: Path, result: dict) -> dict[str, Any]:
 def _shown(qgf: dict) -> _Shown:
     if qgf["weight"] > 0 or len(qgf["settings"]) == 1:
         return _Shown(qgf["weight"], "chosen")
-    best = max(qgf["settings"][1:], key=lambda row: row["tune"]["success"])
+    best = choose(qgf["settings"][1:])
     return _Shown(best["weight"], "not chosen, the best weight above 0 on the tune episodes")
 
 
@@ -326,11 +337,11 @@ def _curve(axes: Axes, lines: Sequence[dict], name: str) -> None:
 def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
     data, counts = record["data"], result["episodes"]
     try:
-        manifest = intact_manifest(record)
-        rows = {s: sum(shard.rows for shard in manifest.split(s)) for s in ("train", "val")}
+        source = intact_source(record)
+        rows = {s: sum(shard.rows for shard in source.split(s)) for s in ("train", "val")}
         size = f"{rows['train']:,} rows for training, {rows['val']:,} for validation"
     except UserError as error:
-        manifest, size = None, str(error)
+        source, size = None, str(error)
     hashes = [f"{file} {digest[:12]}" for file, digest in data["sha256"].items()]
     if len(hashes) > 6:
         hashes = [*hashes[:6], f"and {len(hashes) - 6} more in config.json"]
@@ -358,21 +369,19 @@ def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
     cells = (f"<li>{escape(k)} <b>{escape(str(v))}</b></li>" for k, v in record["config"].items())
     page.add(f'<ul class="config">{"".join(cells)}</ul>')
     page.add("<h2>Commands that give this result</h2>")
-    page.add(f"<pre>{escape(chr(10).join(_commands(run, record, result, manifest)))}</pre>")
+    page.add(f"<pre>{escape(chr(10).join(_commands(run, record, result, source)))}</pre>")
 
 
 def _critic(result: dict) -> str:
     return f"of {result['critic']}, step {result['critic_checkpoint']:,}"
 
 
-def _commands(run: Path, record: dict, result: dict, manifest: Manifest | None) -> list[str]:
+def _commands(run: Path, record: dict, result: dict, source: Source | None) -> list[str]:
     """Return the command lines from nothing to this page."""
     folder = record["data"]["folder"]
     commands = []
-    if manifest is not None and manifest.plan and manifest.plan["steps"] == 1001:
-        plan = {key: value for key, value in manifest.plan.items() if key != "steps"}
-        flags = _flags({**plan, "seed": manifest.seed})
-        commands.append(["qgf", "collect", manifest.name, folder, *flags])
+    if source is not None and source.origin:
+        commands.append(["qgf", *source.origin])
     config = record["config"]
     changes = {
         name: {k: v for k, v in config.items() if v != getattr(preset, k)}
@@ -388,7 +397,11 @@ def _commands(run: Path, record: dict, result: dict, manifest: Manifest | None) 
         options |= {"base": next(iter(sources.values()))} if sources else {}
     elif sources:
         options["policy"] = sources["policy"]
-    commands.append(["qgf", "train", *_flags(options | changes[preset])])
+    fields = fields_of(record)
+    options |= {"action": fields.action} if fields.action else {}
+    options |= {"reward": fields.reward} if fields.reward else {}
+    obs = ["--obs", *fields.obs] if fields.obs else []
+    commands.append(["qgf", "train", *_flags(options | changes[preset]), *obs])
     methods = [name for name in result["methods"] if name not in (CLONED, GUIDED, BEST_OF)]
     evaluation = ["qgf", "eval", str(run)]
     evaluation += ["--method", GUIDED, *methods] if methods else []
@@ -414,11 +427,6 @@ def _best_of(result: dict) -> list[dict]:
 def _flags(options: dict) -> list[str]:
     pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
     return list(itertools.chain.from_iterable(pairs))
-
-
-def _interval(interval: Sequence[float], form: str) -> str:
-    low, high = interval
-    return f"{low:{form}} to {high:{form}}"
 
 
 def _tidy(*panels: Axes) -> None:

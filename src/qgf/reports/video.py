@@ -56,7 +56,9 @@ def check_filming(env: str, out: Path) -> None:
     """Raise the UserError that `film` would raise because of this machine or of `out`."""
     check_writable(out)
     _encoder()
-    with _headless(), Workers(find_task(env), 1, 1, width=SIZE, height=SIZE) as pool:
+    task = find_task(env)
+    _check_films(task)
+    with _headless(), Workers(task, 1, 1, width=SIZE, height=SIZE) as pool:
         _request(pool, {0: ("reset", {"seed": 0})})
 
 
@@ -110,8 +112,14 @@ def film(
         file.write(film)
 
 
+def _check_films(task: Task) -> None:
+    if not task.films:
+        raise UserError(f"{task.name} cannot be filmed: only OGBench's environments can")
+
+
 def _shoot(task: Task, spec: Spec, learners: Learners, takes: Sequence[_Take], seed: int) -> None:
     """Run all takes at a time, each in an environment process of its own."""
+    _check_films(task)
     count = len(takes)
     ways = [take.job.arm.unweighted for take in takes]
     acts = {way: actor(way, learners, spec, seed) for way in ways}
@@ -120,14 +128,14 @@ def _shoot(task: Task, spec: Spec, learners: Learners, takes: Sequence[_Take], s
     obs = np.zeros((1, count, spec.obs), np.float32)
     turn = np.zeros((1, count), np.int32)
     goal = np.zeros((1, count, spec.goal), np.float32) if spec.goal else None
-    requests = {i: ("reset", start_of(take.job, spec, seed)) for i, take in enumerate(takes)}
+    requests = {i: ("reset", start_of(take.job, task, spec, seed)) for i, take in enumerate(takes)}
     workers = min(count, os.cpu_count() or 1)
     with (
         _headless(),
         Workers(task, count, workers, width=SIZE, height=SIZE) as pool,
         progress() as bar,
     ):
-        task = bar.add_task("filming", total=None, unit="pictures")
+        shown = bar.add_task("filming", total=None, unit="pictures")
         while requests:
             replies, pictures = _request(pool, requests)
             for i, reply in replies.items():
@@ -135,7 +143,7 @@ def _shoot(task: Task, spec: Spec, learners: Learners, takes: Sequence[_Take], s
                 if goal is not None and reply.length == 0:
                     goal[0, i] = reply.goal
                 takes[i].add(reply, pictures[i])
-            bar.advance(task, len(pictures))
+            bar.advance(shown, len(pictures))
             # Every way acts for all takes, of which only its own are carried out.
             each = {way: act(obs, goal, weight, start, turn) for way, act in acts.items()}
             actions, counts = (

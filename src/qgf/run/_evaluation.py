@@ -8,12 +8,17 @@ from qgf.files import check_form, read_record, write_record
 from qgf.methods.table import CLONED
 
 INTERVAL = [float, float]
-FIGURES = {"success": float, "ci95": INTERVAL, "return": float, "length": float, "episodes": int}
-FIGURES |= {"fallbacks": int}
+FIGURES = {"return": float, "length": float, "episodes": int, "fallbacks": int}
+JUDGED = {
+    "success": {"success": float, "ci95": INTERVAL},
+    "return": {"return_ci95": INTERVAL},
+}
+"""what figures hold besides, by what episodes are judged by"""
 GAIN = {"difference": float, "difference_ci95": INTERVAL}
 ROW = {"weight": float, "samples": int, "tune": FIGURES, "test": FIGURES}
 FORM = {
     "env": str,
+    "measure": str,
     "checkpoint": int,
     "critic": (str, type(None)),
     "critic_checkpoint": int,
@@ -38,10 +43,15 @@ def read_evaluation(run: Path) -> dict:
         UserError: it is missing, damaged, or of another version.
     """
     path = Path(run) / "eval.json"
-    result = {"denoise_steps": None} | read_record(path)
+    result = {"denoise_steps": None, "measure": "success"} | read_record(path)
     check_form(result, FORM, str(path))
+    if result["measure"] not in JUDGED:
+        raise UserError(f"{path} is damaged: episodes cannot be judged by {result['measure']!r}")
     for name, found in result["methods"].items():
         place = f"{path}: methods: {name}"
+        rows = [found["test"], *(row[s] for row in found["settings"] for s in ("tune", "test"))]
+        for row in rows:
+            check_form(row, JUDGED[result["measure"]], place)
         if name != CLONED and CLONED in result["methods"]:
             check_form(found["test"], GAIN, f"{place}: test")
         chosen = [found["weight"], found["samples"]]
@@ -51,8 +61,13 @@ def read_evaluation(run: Path) -> dict:
 
 
 def choose(rows: Sequence[dict]) -> dict:
-    """Return the row with the best tune episodes.
+    """Return the row with the best tune episodes, by success if that is said.
 
     Ties go to the higher return, then to the smaller weight, which stays nearer the data.
     """
-    return max(rows, key=lambda r: (r["tune"]["success"], r["tune"]["return"], -r["weight"]))
+
+    def rank(row: dict) -> tuple[float, float, float]:
+        tune = row["tune"]
+        return tune.get("success", 0.0), tune["return"], -row["weight"]
+
+    return max(rows, key=rank)

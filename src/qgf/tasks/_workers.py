@@ -23,7 +23,7 @@ class Reply(NamedTuple):
     reward: float = 0.0
     length: int = 0
     done: bool = False
-    success: bool = False
+    success: bool | None = None
     goal: np.ndarray | None = None
 
 
@@ -114,14 +114,21 @@ def _reset(env: Any, kwargs: dict[str, Any]) -> Reply:
 
 
 def _act(task: Task, env: Any, actions: np.ndarray) -> Reply:
-    total = 0.0
+    if actions.shape[1:] != env.action_space.shape:
+        raise UserError(
+            f"{task.name} takes actions of shape {env.action_space.shape}, the run gives "
+            f"{actions.shape[1:]}; it was trained for another environment"
+        )
+    total, solved = 0.0, []
     for length, action in enumerate(actions, 1):  # noqa: B007
         obs, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
+        solved.append(task.success(info))
         if terminated or truncated:
             break
     done = bool(terminated or truncated)
-    return Reply(obs.astype(np.float32), total, length, done, task.success(info))
+    success = None if solved[-1] is None else any(solved)
+    return Reply(obs.astype(np.float32), total, length, done, success)
 
 
 def _render(env: Any, camera: str) -> np.ndarray:

@@ -32,6 +32,7 @@ class GymnasiumTask:
     goals = 0
     goal_conditioned = False
     normalized = True
+    films = False
 
     def __init__(self, name: str, obs: Sequence[str] = ()):
         """Take "gymnasium:ID", or "module:factory", of which factory(**kwargs) makes one.
@@ -57,7 +58,7 @@ class GymnasiumTask:
         env = _Vector(env, self._obs)
         return gymnasium.wrappers.TimeLimit(env, limit) if limit else env
 
-    def _made(self, **kwargs: Any) -> gymnasium.Env:
+    def _made(self, **kwargs: Any) -> Any:
         if self.name.startswith(PREFIX):
             return gymnasium.make(self.name.removeprefix(PREFIX), **kwargs)
         return import_function(self.name)(**kwargs)
@@ -125,6 +126,7 @@ class NoTask:
     goals = 0
     goal_conditioned = False
     normalized = True
+    films = False
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         raise UserError(self.unjudged)

@@ -27,6 +27,7 @@ class Task(Protocol):
         unjudged: where they are not, what to do instead of evaluating.
         goals: how many goals are asked for in turn; 0 where a critic takes none.
         goal_conditioned: whether goals are what is asked for, so that a critic needs them.
+        films: whether its environments render from cameras, as `qgf report` does.
         normalized: whether data are normalized unless the settings say otherwise.
     """
 
@@ -38,6 +39,7 @@ class Task(Protocol):
     goals: int
     goal_conditioned: bool
     normalized: bool
+    films: bool
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         """Return an environment. UserError if there is none, or it does not start.

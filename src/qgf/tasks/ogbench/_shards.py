@@ -37,6 +37,15 @@ class OGBenchShards:
         own = own_rewards(self.folder / self.split("train")[0].file)
         return used + (f"; the files' own {' and '.join(own)} are not used" if own else "")
 
+    @property
+    def origin(self) -> tuple[str, ...]:
+        plan = dict(self.manifest.plan)
+        if plan.pop("steps", None) != 1001:  # what `qgf collect` plays
+            return ()
+        flags = {**plan, "seed": self.manifest.seed, "out": self.folder}
+        pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items())
+        return ("collect", self.name, *(word for pair in pairs for word in pair))
+
     def split(self, split: Split) -> list[Shard]:
         return self.manifest.split(split)
 

@@ -22,6 +22,7 @@ class OGBenchTask:
 
     goals = 5
     normalized = False
+    films = True
     unjudged = (
         "the run has no critic, so there is no task to evaluate; train one with `qgf train --env "
         "…-singletask-taskN-v0 --policy RUN`"
