@@ -40,6 +40,23 @@ def test_the_python_of_the_readme_runs(run):
     assert names["chunk"].shape == (spec.chunk, spec.action)
 
 
+@pytest.mark.parametrize("page", ["your-policy", "your-data", "your-environment"])
+def test_the_python_of_the_guides_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(re.sub(r"steps=\d\d+00?,", "steps=100,", block), names)
+    shown = capsys.readouterr().out
+    if page == "your-policy":
+        nearer = np.abs(np.asarray(names["guided"]) - 0.3).mean()
+        assert nearer < np.abs(np.asarray(names["plain"]) - 0.3).mean()
+    if page == "your-data":
+        assert names["action"].shape == (1, 2) and names["run"].checkpoints == [100]
+    if page == "your-environment":
+        assert names["result"]["measure"] == "return" and "over BC" in shown
+
+
 def test_the_map_names_every_module():
     page = (ROOT / "docs/architecture.md").read_text()
     rooms = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}

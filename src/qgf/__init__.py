@@ -24,6 +24,7 @@ _PUBLIC = {
     "find_task": "qgf.tasks",
     "from_arrays": "qgf.data",
     "load": "qgf.act",
+    "reversed_time": "qgf.core",
     "make_env": "qgf.tasks.ogbench",
     "open_recording": "qgf.data",
     "train": "qgf.run",
