@@ -163,6 +163,20 @@ def test_success_is_what_info_says(module):
     assert far.success is False and near.success is True and near.done and near.length < 30
 
 
+@pytest.mark.parametrize("rule, expected", [("return:-5000", 1.0), ("return:0", 0.0)])
+def test_a_return_may_be_what_success_is(rule, expected, pendulum):
+    options = {"methods": ("bc",), "episodes": 2, "tune_episodes": 1, "workers": 1}
+    result = evaluate(pendulum.path, success=rule, **options)
+    assert result["measure"] == "success" and result["bc"]["success"] == expected
+
+
+def test_a_key_that_never_appears(pendulum):
+    with pytest.raises(UserError, match="never says 'solved' in info"):
+        evaluate(pendulum.path, (0.1,), success="solved", episodes=1, workers=1)
+    with pytest.raises(UserError, match="must be a number, got 'return:much'"):
+        evaluate(pendulum.path, (0.1,), success="return:much", episodes=1, workers=1)
+
+
 def test_a_run_meets_an_environment_of_other_sizes(pendulum, module, tmp_path):
     data = play(find_task(f"{module}:reach", ("position",)), 3, 10)
     run = qgf.train(PENDULUM, data, tmp_path / "run", TINY)

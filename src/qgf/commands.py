@@ -177,6 +177,8 @@ class Eval:
     """folder of the run's data (--critic's, if given), if they were moved"""
     denoise_steps: int | None = None
     """denoising steps T, by default those of training"""
+    success: str | None = None
+    """what tells success in a Gymnasium environment: a key of info, or return:NUMBER"""
     json: Path | None = None
     """also write the result here (it is always in RUN/eval.json)"""
     video: Path | None = None
@@ -209,6 +211,7 @@ class Eval:
             seed=self.seed,
             checkpoint=self.checkpoint,
             data=self.data,
+            success=self.success,
             denoise_steps=self.denoise_steps,
         )
         print(format_result(result), flush=True)

@@ -195,8 +195,20 @@ def _pass(
             turn[at] += 1
             outcomes[job].add(reply)
             if reply.done:
+                _judge(task, outcomes[job])
                 running[slot] = None
                 yield job
+
+
+def _judge(task: Task, outcome: Outcome) -> None:
+    """Tell an ended episode's success by its return, where the task says so."""
+    if task.threshold is not None:
+        outcome.success = outcome.total >= task.threshold
+    if task.key is not None and outcome.success is None:
+        raise UserError(
+            f"{task.name} never says {task.key!r} in info, by which success was to be told; name "
+            "another key with --success, or return:NUMBER"
+        )
 
 
 @eqx.filter_jit

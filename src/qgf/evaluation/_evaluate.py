@@ -49,6 +49,7 @@ def evaluate(
     seed: int = 0,
     checkpoint: str = "last",
     data: Path | None = None,
+    success: str | None = None,
     denoise_steps: int | None = None,
 ) -> dict:
     """Evaluate methods on a run and return the result, which `write_evaluation` keeps.
@@ -70,6 +71,8 @@ def evaluate(
         checkpoint: "last" or a step's number.
         data: folder of the data of the run whose critic guides, if it is no longer where it was
             in training; read only to measure a weight.
+        success: how success is told where the task does not say it: a key of `info`, or
+            return:NUMBER. By default `success` or `is_success`; without them returns are judged.
         denoise_steps: T, by default that of training.
 
     Raises:
@@ -93,6 +96,7 @@ def evaluate(
         judge["data"]["folder"] = str(data)
     env, spec = judge["env"], Spec(**judge["spec"])
     task = task_of(judge)
+    task = task if success is None else task.judged_by(success)
     if not (task.rewarded or spec.goal):
         raise UserError(f"{run}: {task.unjudged}")
     # As numbers, so that all is read from the same checkpoints while a training goes on.

@@ -1,5 +1,6 @@
 """Any Gymnasium environment as a task: by its registered id, or by a function that makes it."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from qgf.data.recorded import Recorded
 
 PREFIX = "gymnasium:"
+RETURN = "return"
 SUCCESS = ("success", "is_success")
 """keys of `info` under which environments say that the task is solved"""
 
@@ -43,6 +45,25 @@ class GymnasiumTask:
         """
         self.name = self.domain = name
         self._obs = tuple(obs)
+        self.key: str | None = None
+        self.threshold: float | None = None
+
+    def judged_by(self, rule: str) -> "GymnasiumTask":
+        """Return the task with another rule of success.
+
+        Args:
+            rule: a key of `info`, or return:NUMBER, from which on an episode's return is one.
+        """
+        judged = copy.copy(self)
+        kind, _, number = rule.partition(":")
+        if kind != RETURN:
+            judged.key = rule
+            return judged
+        try:
+            judged.threshold = float(number)
+        except ValueError:
+            raise UserError(f"a return that is success must be a number, got {rule!r}") from None
+        return judged
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         limit = kwargs.pop("max_episode_steps", None)
@@ -64,7 +85,7 @@ class GymnasiumTask:
         return import_function(self.name)(**kwargs)
 
     def success(self, info: dict[str, Any]) -> bool | None:
-        found = [info[key] for key in SUCCESS if key in info]
+        found = [info[key] for key in (SUCCESS if self.key is None else [self.key]) if key in info]
         return bool(found[0]) if found else None
 
     def open(
@@ -135,6 +156,10 @@ class NoTask:
         return None
 
     open = GymnasiumTask.open
+    key = threshold = None
+
+    def judged_by(self, rule: str) -> "NoTask":
+        raise UserError(self.unjudged)
 
 
 def _line(error: Exception) -> str:

@@ -27,6 +27,8 @@ class Task(Protocol):
         unjudged: where they are not, what to do instead of evaluating.
         goals: how many goals are asked for in turn; 0 where a critic takes none.
         goal_conditioned: whether goals are what is asked for, so that a critic needs them.
+        key: under which `info` must say whether the task is solved; None if it need not.
+        threshold: the return from which on an episode counts as solved; None if there is none.
         films: whether its environments render from cameras, as `qgf report` does.
         normalized: whether data are normalized unless the settings say otherwise.
     """
@@ -40,6 +42,8 @@ class Task(Protocol):
     goal_conditioned: bool
     normalized: bool
     films: bool
+    key: str | None
+    threshold: float | None
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         """Return an environment. UserError if there is none, or it does not start.
@@ -67,6 +71,10 @@ class Task(Protocol):
         Raises:
             UserError: they are missing, damaged, or of another task.
         """
+        ...
+
+    def judged_by(self, rule: str) -> "Task":
+        """Return the task with another rule of success. UserError if it has one of its own."""
         ...
 
     def success(self, info: dict[str, Any]) -> bool | None:

@@ -23,6 +23,7 @@ class OGBenchTask:
     goals = 5
     normalized = False
     films = True
+    key = threshold = None
     unjudged = (
         "the run has no critic, so there is no task to evaluate; train one with `qgf train --env "
         "…-singletask-taskN-v0 --policy RUN`"
@@ -43,6 +44,9 @@ class OGBenchTask:
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         return make_env(self.name, **kwargs)
+
+    def judged_by(self, rule: str) -> "OGBenchTask":
+        raise UserError(f"{self.name} says itself what success is; leave out --success")
 
     def success(self, info: dict[str, Any]) -> bool:
         return bool(info["success"])
