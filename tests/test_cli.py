@@ -17,6 +17,7 @@ from conftest import TASK, TINY
 import qgf.commands
 from qgf.cli import main
 from qgf.config import PRESETS, Config
+from qgf.data import Fields
 from qgf.errors import OUT_OF_MEMORY, Terminated, UserError
 from qgf.run.checkpoint import list_checkpoints
 from qgf.run.trainer import train
@@ -161,7 +162,7 @@ def test_unknown_choice(fails_to_train, data):
 
 def test_missing_option(fails):
     assert "--out" in fails("train", "--env", TASK)
-    assert "name --env and --data" in fails("train", "--out", "x", "--env", TASK)
+    assert "name --data, and --env" in fails("train", "--out", "x", "--env", TASK)
 
 
 def test_no_command(fails):
@@ -310,6 +311,7 @@ def test_train_prints_where(capsys, monkeypatch):
                 "critic": None,
                 "policy": None,
                 "base": None,
+                "fields": Fields(),
                 "resume": False,
                 "logger": "none",
             },
@@ -521,7 +523,7 @@ def test_ctrl_c_while_the_data_are_read(capsys, data, tmp_path, monkeypatch):
 
     argv = ["train", "--env", TASK, "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
     for name, message in (
-        ("load_manifest", "the same command starts again"),
+        ("find_task", "the same command starts again"),
         ("_loop", "add --resume to continue from the last checkpoint"),
     ):
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:

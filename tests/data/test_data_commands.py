@@ -94,7 +94,7 @@ def test_inspect_as_text(source, capsys):
 
 
 def test_the_python_of_the_page_runs(capsys):
-    page = Path(__file__).parent.parent.parent / "docs/your-own-data.md"
+    page = Path(__file__).parent.parent.parent / "docs/your-data.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     names = {}
     exec(code, names)

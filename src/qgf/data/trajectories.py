@@ -14,7 +14,8 @@ class Trajectories:
     """Episodes, one after the other; every array leads with the row axis.
 
     An episode of n actions has n + 1 rows: the last holds the observation after the last action,
-    and its own action, reward and marks are unused. That a recording ends (`last`) does not say
+    and its own action and marks are unused; its reward stands for what would be paid after the end,
+    where that did not end the task. That a recording ends (`last`) does not say
     that the task ended (`terminated`): what follows the first has a value, what follows the
     second has none.
 

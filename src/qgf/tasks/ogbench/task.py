@@ -33,14 +33,10 @@ class OGBenchTask:
         """Raise UserError if there is no such environment."""
         self._name = EnvName.parse(name)
         self.name = name
+        self.domain = self._name.dataset if self._name.type else name
         self.rewarded = self._name.singletask
         self.goal_conditioned = self._name.oraclerep
         self.part = "goals" if self._name.oraclerep else f"task{self._name.task or 'default'}"
-
-    @property
-    def domain(self) -> str:
-        """OGBench's name of the dataset. UserError if the name says none."""
-        return self._name.dataset
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         return make_env(self.name, **kwargs)
@@ -70,7 +66,7 @@ class OGBenchTask:
                 "--reward"
             )
         manifest = (read_manifest if trust else load_manifest)(path)
-        if manifest.name != self.domain:
+        if manifest.name != self._name.dataset:
             raise UserError(
                 f"the data in {manifest.folder} are of {manifest.name}, but {self.name} needs "
                 f"{self.domain}; collect it or name its folder with --data"
