@@ -163,7 +163,7 @@ def test_goal_where_none_is_asked_for(run):
         (TASK, {"critic": "dqc"}, "dqc learns to reach goals, but .* is one task; use …-oraclerep"),
         (ENV, {"critic": "iql"}, "iql learns one task, which .* does not name"),
         (ENV, {"critic": "dcq"}, r"no critic 'dcq'; there are: iql,"),
-        (ENV, {"method": "edp"}, "names no task, so there is no critic for edp"),
+        (ENV, {"method": "edp"}, "has no rewards, so there is no critic for edp"),
         ("cube-double-play-oraclerep-v0", {}, "needs cube-double-play-v0"),
     ],
 )
