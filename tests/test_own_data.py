@@ -12,6 +12,7 @@ from qgf.cli import main
 from qgf.data import Dataset, Fields, from_arrays
 from qgf.data.recorded import Recorded
 from qgf.errors import UserError
+from qgf.run import load_record, validation_batch
 
 TINY = qgf.Config(
     steps=20,
@@ -105,6 +106,27 @@ def test_train_act_resume_and_evaluate_from_the_command_line(file, tmp_path, cap
         main(["eval", str(out)])
     line = capsys.readouterr().err
     assert stop.value.code == 2 and "no environment to run" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("named", ["", "d4rl:"])
+def test_a_run_finds_its_file_again(named, file, tmp_path, monkeypatch):
+    """By its format too, from any folder, and after both were moved together."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    file.rename(before / file.name)
+    monkeypatch.chdir(before)
+    run = qgf.train("none", f"{named}{file.name}", before / "run", TINY)
+    expected = validation_batch(run.record, 4)
+    monkeypatch.chdir(tmp_path)
+    found = validation_batch(load_record(before / "run"), 4)
+    np.testing.assert_array_equal(found.obs, expected.obs)
+    before.rename(after)
+    record = load_record(after / "run")
+    assert record["data"]["folder"] == f"{named}{after / file.name}"
+    np.testing.assert_array_equal(validation_batch(record, 4).obs, expected.obs)
+    (after / file.name).unlink()
+    with pytest.raises(UserError, match=f"file or folder {after / file.name} is gone"):
+        validation_batch(record, 4)
 
 
 def test_arrays_in_memory_train_as_the_file_does(file, tmp_path):

@@ -161,7 +161,7 @@ def test_what_is_missing_is_said_and_the_rest_shown(evaluated, tmp_path):
     report(run, video=False)
     page = read(run)
     assert "no metrics.jsonl" in page.text
-    assert f"the data folder {tmp_path / 'gone'} is gone" in page.text
+    assert f"the data file or folder {tmp_path / 'gone'} is gone" in page.text
     assert "video/mp4" not in page.media
     assert len(page.media["image/png"]) == 1
 

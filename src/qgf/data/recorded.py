@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from qgf.data.manifest import Shard, Split
-from qgf.data.readers import Fields, held_out, open_recording
+from qgf.data.readers import Fields, held_out, open_recording, split_format
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 from qgf.files import reading, sha256
@@ -43,9 +43,9 @@ class Recorded:
         if self.rewarded:
             self.rewards = fields.reward or recording.reward or "those of the data"
         self.widths = episodes.observation.shape[1], episodes.action.shape[1]
-        digest = self._digest()
+        digest, name = self._digest(), split_format(path)[1].name
         self._shards = {
-            split: Shard(self.folder.name, split, len(part.ends), len(part.last), digest)
+            split: Shard(name, split, len(part.ends), len(part.last), digest)
             for split, part in self._parts.items()
         }
 

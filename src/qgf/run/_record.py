@@ -13,6 +13,7 @@ import jax
 
 from qgf.config import Config, Spec
 from qgf.data import Source
+from qgf.data.readers import split_format, with_format
 from qgf.errors import UserError
 from qgf.files import LOCK, TEMPORARY, reading, sha256
 from qgf.learners import CRITICS, DEFAULT_GOAL_CRITIC, DEFAULT_KINDS, LEARNERS, Learner
@@ -107,7 +108,8 @@ def make_record(
     """Return config.json: all that the run's numbers depend on, but for what is borrowed."""
     packages = ("qgf", "jax", "jaxlib", "equinox", "optax", "numpy", "ogbench", "mujoco")
     shards = [*source.split("train"), *source.split("val")]
-    folder = source.folder.resolve()
+    named, path = split_format(source.folder)
+    path = path.resolve()
     return {
         "env": env,
         "method": method,
@@ -117,8 +119,8 @@ def make_record(
         "learners": {role: kind for role, kind in kinds.items() if role not in sources},
         "borrowed": {},
         "data": {
-            "folder": str(folder),
-            "relative": os.path.relpath(folder, out.resolve()),
+            "folder": str(with_format(named, path)),
+            "relative": os.path.relpath(path, out.resolve()),
             "name": source.name,
             "rewards": source.rewards,
             "sha256": {shard.file: shard.sha256 for shard in shards},

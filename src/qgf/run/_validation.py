@@ -9,7 +9,7 @@ import numpy as np
 from qgf.config import Config
 from qgf.data import Batch, Dataset, GoalBatch, GoalDataset, Source
 from qgf.data.normalization import Normalization, Normalized
-from qgf.data.readers import Fields
+from qgf.data.readers import Fields, split_format
 from qgf.errors import UserError
 from qgf.files import reading
 from qgf.tasks import Task, find_task
@@ -53,9 +53,10 @@ def fields_of(record: dict) -> Fields:
 def intact_source(record: dict) -> Source:
     """Return a run's data. UserError if they are gone or have changed."""
     folder = Path(record["data"]["folder"])
-    with reading(folder):
-        if not folder.is_dir():
-            raise UserError(f"the data folder {folder} is gone")
+    path = split_format(folder)[1]
+    with reading(path):
+        if not path.exists():
+            raise UserError(f"the data file or folder {path} is gone")
     fields = fields_of(record)
     source = task_of(record).open(
         folder, fields, sparse=record["config"]["sparse_rewards"], trust=True

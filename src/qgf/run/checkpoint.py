@@ -24,6 +24,7 @@ import safetensors
 import safetensors.numpy
 
 from qgf.config import Config, Spec
+from qgf.data.readers import split_format, with_format
 from qgf.errors import UserError
 from qgf.files import (
     TEMPORARY,
@@ -236,8 +237,9 @@ def load_record(run: Path) -> dict:
         part["config"] = dataclasses.asdict(_config(part["config"], path, version))
     data = record["data"]
     moved = (run / str(data.get("relative", ""))).resolve()
-    if not Path(data["folder"]).is_dir() and "relative" in data and moved.is_dir():
-        data["folder"] = str(moved)
+    named, path = split_format(data["folder"])
+    if not path.exists() and "relative" in data and moved.exists():
+        data["folder"] = str(with_format(named, moved))
     return record
 
 

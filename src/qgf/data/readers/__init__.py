@@ -54,11 +54,8 @@ def open_recording(path: str | Path) -> Recording:
     Raises:
         UserError: there is nothing, no format fits or several do, or the files are damaged.
     """
-    named, _, rest = str(path).partition(":")
-    if rest and named in READERS:
-        readers, path = {named: READERS[named]}, Path(rest)
-    else:
-        readers, path = READERS, Path(path)
+    named, path = split_format(path)
+    readers = {named: READERS[named]} if named else READERS
     with reading(path):
         if not path.exists():
             raise UserError(f"{path} does not exist")
@@ -75,6 +72,17 @@ def open_recording(path: str | Path) -> Recording:
             return READERS[found[0]].read(path)
     except MemoryError as error:
         raise UserError(f"{path} does not fit into memory ({error}), or is damaged") from None
+
+
+def split_format(path: str | Path) -> tuple[str, Path]:
+    """Return the format that FORMAT:PATH names, or "", and the path alone."""
+    named, _, rest = str(path).partition(":")
+    return (named, Path(rest)) if rest and named in READERS else ("", Path(path))
+
+
+def with_format(named: str, path: str | Path) -> Path:
+    """Return what `split_format` takes apart."""
+    return Path(f"{named}:{path}" if named else path)
 
 
 def _check_ending(path: Path) -> None:
