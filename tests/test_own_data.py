@@ -129,6 +129,12 @@ def test_a_run_finds_its_file_again(named, file, tmp_path, monkeypatch):
         validation_batch(record, 4)
 
 
+def test_a_checkout_that_is_not_installed_reads_its_runs(file, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.packages_distributions", dict)
+    run = qgf.train("none", file, tmp_path / "run", TINY)
+    assert load_record(run.path)["versions"]["qgf"] == "not installed"
+
+
 def test_arrays_in_memory_train_as_the_file_does(file, tmp_path):
     seen = []
     run = qgf.train("none", file, tmp_path / "file", TINY)

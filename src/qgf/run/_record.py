@@ -127,6 +127,7 @@ def make_record(
         },
         "versions": {
             "python": platform.python_version(),
+            "qgf": "not installed",  # from a checkout alone, it has no version
             **{name: importlib.metadata.version(name) for name in packages if _installed(name)},
         },
         "device": jax.devices()[0].device_kind,
