@@ -271,6 +271,30 @@ def bootstrapped() -> str:
     )
 
 
+def metaworld() -> str:
+    """Success on Meta-World's tasks, at weights chosen on other episodes."""
+    kept, rows = json.loads((ROOT / "results/metaworld.json").read_text()), []
+    for task, result in kept["results"].items():
+        ours, best = result["qgf"], result["methods"]["bfn"]
+        rows.append(
+            [
+                task,
+                success(result["bc"]),
+                success(best["test"]),
+                success(ours),
+                f"{100 * ours['difference']:+.0f} ({interval(ours['difference_ci95'])})",
+                f"{ours['weight']:g}",
+            ]
+        )
+    head = ["task", "BC", f"best of {best['samples']}", "QGF", "QGF − BC, points", "w"]
+    seeds, episodes = len(result["training_seeds"]), result["episodes"]
+    tried = ", ".join(f"{row['weight']:g}" for row in result["weights"])
+    return (
+        f"{markdown(head, rows)}\n\n{seeds} training seeds; of each, {episodes['test']} test "
+        f"episodes a setting, and {episodes['tune']} others on which w is chosen among {tried}."
+    )
+
+
 def paper_cost() -> str:
     """Say how long a training of the paper's size takes where the benchmark ran."""
     paper = PRESETS["paper"]
@@ -301,6 +325,7 @@ TABLES = {
     "goals": partial(goals, "goals"),
     "goals-puzzle": partial(goals, "goals-puzzle"),
     "bootstrapped": bootstrapped,
+    "metaworld": metaworld,
     **{part: partial(speed, part) for part in PARTS},
     **{f"study-{name}": partial(study, name) for name in STUDIES},
 }
