@@ -5,6 +5,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from test_own_data import TINY
 
 import qgf
 from qgf.data import from_arrays
@@ -15,18 +16,6 @@ from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
 
 PENDULUM = "gymnasium:Pendulum-v1"
-TINY = qgf.Config(
-    steps=20,
-    batch_size=8,
-    width=8,
-    depth=1,
-    chunk=3,
-    dispatch_steps=10,
-    log_every=10,
-    validate_every=20,
-    checkpoint_every=20,
-    rotate_every=10,
-)
 
 
 def play(task, episodes, steps):
