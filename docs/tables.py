@@ -8,10 +8,10 @@ import re
 from functools import partial
 from pathlib import Path
 
+from qgf._checkout import import_studies
 from qgf.comparison import markdown, sections
 from qgf.config import PRESETS
 from qgf.methods import GUIDANCE, METHODS
-from studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("training", "dqc", "latency", "collecting", "evaluating")
@@ -217,7 +217,7 @@ def ablations() -> str:
 def study(name: str) -> str:
     """A study's figure, and the paragraph it computes from its data."""
     data = json.loads((ROOT / f"results/studies/{name}.json").read_text())["data"]
-    return f"![{name}](figures/{name}.png)\n\n{STUDIES[name].say(data)}"
+    return f"![{name}](figures/{name}.png)\n\n{import_studies().STUDIES[name].say(data)}"
 
 
 def goals(name: str) -> str:
@@ -327,7 +327,7 @@ TABLES = {
     "bootstrapped": bootstrapped,
     "metaworld": metaworld,
     **{part: partial(speed, part) for part in PARTS},
-    **{f"study-{name}": partial(study, name) for name in STUDIES},
+    **{f"study-{name}": partial(study, name) for name in import_studies().STUDIES},
 }
 
 

@@ -404,7 +404,7 @@ def played(monkeypatch, run, tmp_path):
 def test_the_command_passes_everything_on(played, run, tmp_path):
     folder, film, critic = played["run"], tmp_path / "a.mp4", run
     options = "--method qgf bfn --weights 0.1 0.2 --best-of 3 --episodes 7 --tune-episodes 5"
-    more = "--workers 3 --slots 4 --seed 6 --checkpoint 20 --data d --denoise-steps 7"
+    more = "--workers 3 --slots 4 --seed 6 --checkpoint 20 --data d --denoise-steps 7 --success won"
     argv = ["eval", str(folder), *options.split(), *more.split()]
     main([*argv, "--critic", str(critic), "--video", str(film), "--json", str(tmp_path / "j")])
     assert played["evaluate"] == (
@@ -412,7 +412,7 @@ def test_the_command_passes_everything_on(played, run, tmp_path):
         {
             **{"methods": ("qgf", "bfn"), "critic": critic, "episodes": 7, "tune_episodes": 5},
             **{"best_of": (3,), "workers": 3, "slots": 4, "seed": 6, "checkpoint": "20"},
-            **{"data": Path("d"), "denoise_steps": 7},
+            **{"data": Path("d"), "denoise_steps": 7, "success": "won"},
         },
     )
     assert played["check"] == (TASK, film)

@@ -107,7 +107,7 @@ def test_distilled_flow_needs_no_task(base, data, policy_run, tmp_path):
         "cube-single-play-v0", data, out, TINY, seeds=(3, 5), method="qgf-distill", base=policy_run
     )
     assert load_record(out)["learners"] == {"distill": "distill"}
-    with pytest.raises(UserError, match="names no task, so there is no critic for robust-q"):
+    with pytest.raises(UserError, match="has no rewards, so there is no critic for robust-q"):
         train("cube-single-play-v0", data, tmp_path / "x", TINY, method="robust-q")
     assert not (tmp_path / "x").exists()
 

@@ -67,8 +67,8 @@ def test_points_are_all_chunks_of_the_training_data(tmp_path):
         rows += [np.concatenate([obs[i], action[i : i + 5].ravel()]) for i in starts]
     shards = load_manifest(tmp_path).shards
     record = {
-        "env": "cube-single-play-singletask-task2-v0",
-        "config": {"chunk": 5, "discount": 0.99},
+        "env": "cube-single-play-v0",
+        "config": {"chunk": 5, "discount": 0.99, "sparse_rewards": False},
         "data": {"folder": str(tmp_path), "sha256": {s.file: s.sha256 for s in shards}},
     }
     np.testing.assert_array_equal(training_points(record), np.float32(rows))

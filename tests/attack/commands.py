@@ -21,10 +21,10 @@ from unittest.mock import patch
 from kills import FEW, NAME, TASK, TRAINING
 
 import qgf.cli
+from qgf._checkout import import_studies
 from qgf.commands import COMMANDS
 from qgf.config import Config
 from qgf.tasks.ogbench.collect import collect
-from studies import STUDIES
 
 SECONDS = 20
 """that a line may take; most take milliseconds"""
@@ -151,7 +151,7 @@ def light() -> Iterator[None]:
         ):
             undo.enter_context(patch(name, accept))
         undo.enter_context(patch("qgf.evaluation._evaluate.auto_weight", lambda *a, **k: 0.1))
-        undo.enter_context(patch.object(STUDIES["toy"], "measure", accept))
+        undo.enter_context(patch.object(import_studies().STUDIES["toy"], "measure", accept))
         yield
 
 
