@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import release_memory
 
 import benchmarks
 import qgf.act.rollout
@@ -28,6 +29,14 @@ TINY = Config(batch_size=4, width=8, depth=2)
 SPEC = latency.SPEC
 
 
+def releasing(measure):
+    def measured(*arguments):
+        release_memory(environments=0)
+        return measure(*arguments)
+
+    return measured
+
+
 @pytest.fixture
 def small(monkeypatch):
     sizes = {
@@ -40,6 +49,8 @@ def small(monkeypatch):
     for module, changes in sizes.items():
         for name, value in changes.items():
             monkeypatch.setattr(module, name, value)
+        # Programs and environments of one part would stay while the next is measured.
+        monkeypatch.setattr(module, "measure", releasing(module.measure))
     monkeypatch.setattr(
         qgf.act.rollout, "Workers", functools.partial(Workers, max_episode_steps=10)
     )
@@ -138,6 +149,7 @@ def test_the_median_call_is_timed_in_milliseconds():
 
 @pytest.mark.parametrize("timed", [False, True])
 def test_costs_of_a_board_are_those_of_its_own_sizes(timed, tmp_path, monkeypatch):
+    release_memory(environments=0)
     monkeypatch.setattr("benchmarks.costs.milliseconds", lambda act, spec, weight, n: float(n))
     old = {"ms": {"1": 3.5}, "flops": 1, "train_seconds": 2.5}
     facts = {"config": dataclasses.asdict(TINY) | {"a setting of long ago": 1}}
