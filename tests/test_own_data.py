@@ -1,6 +1,7 @@
 """Training from recorded episodes of any format, without OGBench: the core door."""
 
 import dataclasses
+import importlib.metadata
 import json
 
 import jax
@@ -130,7 +131,10 @@ def test_a_run_finds_its_file_again(named, file, tmp_path, monkeypatch):
 
 
 def test_a_checkout_that_is_not_installed_reads_its_runs(file, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.metadata.packages_distributions", dict)
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", absent)
     run = qgf.train("none", file, tmp_path / "run", TINY)
     assert load_record(run.path)["versions"]["qgf"] == "not installed"
 

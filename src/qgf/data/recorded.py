@@ -3,10 +3,8 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from qgf.data.manifest import Shard, Split
-from qgf.data.readers import Fields, held_out, open_recording, split_format
+from qgf.data.readers import Fields, open_recording, split_episodes, split_format
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 from qgf.files import reading, sha256
@@ -24,17 +22,15 @@ class Recorded:
     def __init__(self, path: Path, fields: Fields):
         """Raise UserError if the files cannot be used, or no episode can be held out."""
         recording = open_recording(path)
-        held = held_out(recording)
-        every = np.arange(len(recording.ends))
-        parts = {"train": np.setdiff1d(every, held), "val": held}
-        for split, episodes in parts.items():
-            if not len(episodes):
+        chosen = split_episodes(recording)
+        for split, numbers in chosen.items():
+            if not len(numbers):
                 raise UserError(
-                    f"{path} has {len(every)} episode(s), so there are none for {split}; at least "
-                    "two are needed, one of which validates"
+                    f"{path} has {len(recording.ends)} episode(s), so there are none for {split}; "
+                    "at least two are needed, one of which validates"
                 )
         episodes = recording.trajectories(fields)
-        self._parts = {split: episodes.take(chosen) for split, chosen in parts.items()}
+        self._parts = {split: episodes.take(numbers) for split, numbers in chosen.items()}
         self._files = recording.files
         self.folder = Path(path)
         self.name = recording.format

@@ -29,9 +29,9 @@ from qgf.methods.table import BEST_OF, CLONED, GUIDED, METHODS, Learners
 from qgf.reports._page import Page, data_url
 from qgf.reports.video import film
 from qgf.run._evaluation import choose, read_evaluation
-from qgf.run._log import Log, read_metrics
 from qgf.run._validation import fields_of, intact_source, validation_batch
-from qgf.run.checkpoint import find_checkpoint, load_record
+from qgf.run.checkpoint import load_record
+from qgf.run.run import Run
 
 STATES = 1000
 BASE = ("policy", "critic")  # what qgf acts with
@@ -277,7 +277,7 @@ def _sample_q(run: Path, result: dict, weight: float) -> Float[np.ndarray, "acti
 def _curves(page: Page, run: Path) -> None:
     page.add("<h2>Learning curves</h2>")
     path = run / "metrics.jsonl"
-    lines = read_metrics(path, Log.of(find_checkpoint(run))) if path.exists() else []
+    lines = Run(run).metrics() if path.exists() else []
     names = sorted({name for line in lines for name in line if "/" in name}, key=_losses_first)
     if not names:
         page.note("Not shown: the run has no metrics.jsonl.")

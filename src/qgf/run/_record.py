@@ -128,14 +128,18 @@ def make_record(
         "versions": {
             "python": platform.python_version(),
             "qgf": "not installed",  # from a checkout alone, it has no version
-            **{name: importlib.metadata.version(name) for name in packages if _installed(name)},
+            **{name: version for name in packages if (version := _version(name))},
         },
         "device": jax.devices()[0].device_kind,
     }
 
 
-def _installed(package: str) -> bool:
-    return bool(importlib.metadata.packages_distributions().get(package))
+def _version(package: str) -> str | None:
+    """Return a package's version; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def find_start(out: Path, resume: bool) -> int:

@@ -12,6 +12,7 @@ from qgf.data.readers._recording import (
     Fields as Fields,
     Recording as Recording,
     held_out as held_out,
+    split_episodes as split_episodes,
 )
 from qgf.data.readers.d4rl import from_arrays as from_arrays
 from qgf.data.readers.own import convert as convert

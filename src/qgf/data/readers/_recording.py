@@ -249,6 +249,12 @@ def held_out(episodes: "Recording | Trajectories") -> Int[np.ndarray, " chosen"]
     return np.arange(number)[9::10]
 
 
+def split_episodes(recording: Recording) -> dict[str, Int[np.ndarray, " chosen"]]:
+    """Return the numbers of the episodes of each split: those `held_out`, and all others."""
+    val = held_out(recording)
+    return {"train": np.setdiff1d(np.arange(len(recording.ends)), val), "val": val}
+
+
 def with_columns(recording: Recording, columns: Mapping[str, Column]) -> Recording:
     """Return the recording with those of the columns that are of numbers, and why others are not.
 

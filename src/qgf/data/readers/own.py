@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
 
 from qgf.data.readers._npz import npz_columns
-from qgf.data.readers._recording import Column, Fields, Recording, held_out, with_columns
+from qgf.data.readers._recording import Column, Fields, Recording, split_episodes, with_columns
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 from qgf.files import atomic_open, check_form, locked, read_record, reading, sha256, write_record
@@ -115,9 +114,7 @@ def convert(recording: Recording, fields: Fields, folder: Path) -> dict[str, Tra
         UserError: as `Recording.trajectories` and `write`.
     """
     trajectories = recording.trajectories(fields)
-    val = held_out(recording)
-    train = np.setdiff1d(np.arange(len(trajectories.ends)), val)
-    chosen: dict[str, Int[np.ndarray, " chosen"]] = {"train": train, "val": val}
+    chosen = split_episodes(recording)
     parts = {split: trajectories.take(e) for split, e in chosen.items() if len(e)}
     source = {
         "format": recording.format,

@@ -1,5 +1,6 @@
 """OGBench-layout shards, labelled with what a task pays or with goals."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -75,22 +76,23 @@ class OGBenchShards:
         )
 
     def _reward(self, path: Path, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
-            relabel_dataset(self._task.env_id, self._env, data)
-        except KeyError as absent:
-            raise UserError(
-                f"{path} has no {absent}, from which rewards are computed; "
-                f"train without a task, --env {self.name}"
-            ) from None
+        instead = f"train without a task, --env {self.name}"
+        self._compute(relabel_dataset, path, data, "rewards", instead)
         rewards = -1.0 * (data["rewards"] != 0) if self._sparse else data["rewards"]
         return {"reward": rewards.astype(np.float32), "terminated": data["masks"] == 0}
 
     def _goals(self, path: Path, data: dict[str, np.ndarray]) -> np.ndarray:
+        instead = f"train with --env {self.name} --critic dqc, whose goals are observations"
+        self._compute(add_oracle_reps, path, data, "goals", instead)
+        return data["oracle_reps"]
+
+    def _compute(
+        self, add: Callable, path: Path, data: dict[str, np.ndarray], what: str, instead: str
+    ) -> None:
+        """Let OGBench add what it computes from the states. UserError if they were not recorded."""
         try:
-            add_oracle_reps(self._task.env_id, self._env, data)
+            add(self._task.env_id, self._env, data)
         except KeyError as absent:
             raise UserError(
-                f"{path} has no {absent}, from which goals are computed; train with "
-                f"--env {self.name} --critic dqc, whose goals are observations"
+                f"{path} has no {absent}, from which {what} are computed; {instead}"
             ) from None
-        return data["oracle_reps"]
