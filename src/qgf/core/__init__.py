@@ -23,3 +23,8 @@ from qgf.core.guidance import (
 )
 from qgf.core.networks import MLP as MLP
 from qgf.core.search import best_of_n as best_of_n, gradient_steps as gradient_steps
+from qgf.core.tilt import (
+    policy_deviation as policy_deviation,
+    tilt_schedule as tilt_schedule,
+    tilted as tilted,
+)

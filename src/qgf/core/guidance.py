@@ -2,9 +2,10 @@
 
 Source: "Test-Time Gradient Guidance of Flow Policies in Reinforcement Learning"
 (arXiv 2606.11087). The optimal KL-regularized policy π ∝ π̂ · exp(Q/β) has the score
-∇ log π̂ + ∇Q/β: a flow of the reference policy π̂ becomes a flow of π when w = 1/β times
-a critic's gradient g joins its velocity. Estimators differ in where ∇Q is taken, and in the
-Jacobian J of that place with respect to the noisy action a through which it comes back:
+∇ log π̂ + ∇Q/β, so w times a critic's gradient g joins the velocity of the reference policy π̂.
+The constant w is a strength, not that 1/β: see `qgf.core.tilt`. Estimators differ in where ∇Q is
+taken, and in the Jacobian J of that place with respect to the noisy action a through which it
+comes back:
 
     name                      ∇Q is taken at                  and comes back as
     qgf                       â₁ = clip(a + (1 − t) v)        ∇Q, as if J = I
@@ -251,7 +252,7 @@ def guided_sample(
         critic: any function q(action) -> values of shape (batch,) there: `lambda a: q(obs, a)`.
         noise: draws of N(0, I) in the shape of the actions: (batch, …). Sampling goes on in its
             floating dtype, whatever those of the velocity and the critic are.
-        weight: w = 1/β in units of 1/Q, one number or one per row; 0 is the policy itself,
+        weight: the strength w in units of 1/Q, one number or one per row; 0 is the policy itself,
             below 0 leads to low Q.
         steps: Euler steps T.
         estimator: (velocity, critic, action, t, steps) -> (velocity, gradient). t, of

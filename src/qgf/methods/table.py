@@ -1,7 +1,7 @@
 """Every method by name: what it needs and how it acts. A new one is one line here."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from qgf.core.flow import FAILED, Sampled, bounded, checked_count, euler_counting
 from qgf.core.guidance import ESTIMATORS, Estimator, guided_sample_counting
 from qgf.core.search import gradient_steps
+from qgf.core.tilt import policy_deviation, tilted
 from qgf.errors import UserError, nearest
 from qgf.learners import DEFAULT_KINDS, LEARNERS
 from qgf.learners.diffusion import ddpm_sample
@@ -25,6 +26,7 @@ Kind = Literal["test-time", "extra network", "train-time"]
 CLONED, GUIDED = "bc", "qgf"  # what all is compared with, and what is acted with by default
 BEST_OF = "bfn"
 GUIDANCE = (0.003, 0.01, 0.03, 0.1, 0.3)
+TILTS = (0.3, 1.0, 3.0, 10.0, 30.0)
 PAPER_GUIDANCE = "w of 0.004, 0.008, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12"
 QGF_PAPER = "arXiv 2606.11087"
 
@@ -167,6 +169,11 @@ def _network(estimator: Callable, role: str) -> Act:
     return guided(lambda bound: partial(estimator, bound[role]))
 
 
+def _tilt(bound: Bound, noise: Array, weight: Array, steps: int) -> Sampled:
+    deviation = policy_deviation(bound["policy"], noise, steps=steps)
+    return guided(lambda bound: tilted(deviation))(bound, noise, weight, steps)
+
+
 def _gradstep(bound: Bound, noise: Array, weight: Array, steps: int, *, climbs: int) -> Sampled:
     clean, failed = unguided("policy")(bound, noise, weight, steps)
     actions, skipped = gradient_steps(bound["critic"], clean, weight, steps=climbs)
@@ -248,6 +255,12 @@ METHODS: dict[str, Method] = {
     "qgf-jacobian-smooth": _test_time(
         _estimator("qgf-jacobian-smooth"),
         "that Jacobian averaged over perturbed actions",
+    ),
+    "qgf-tilt": replace(
+        _test_time(_tilt, "QGF whose strength follows the policy's spread: w is 1/β"),
+        guided=False,
+        weights=TILTS,
+        paper="",
     ),
     "bfn": _best_of(16),
     "bfn-4": _best_of(4),
