@@ -34,7 +34,7 @@ def study_plan(preset: str, out: Path, envs: tuple[str, ...]) -> Plan:
     out = Path(out) / preset
     (episodes, val_episodes, steps), config, (seeds, tune, test) = SIZES[preset]
     for env in envs:
-        check_task(env)
+        check_task(find_task(env))
     data = {}
     for dataset in dict.fromkeys(find_task(env).domain for env in envs):
         data[dataset] = out / "data" / dataset

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,16 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TASK, TINY, release_memory, train_and_release
+from test_gymnasium import PENDULUM, play
+from test_own_data import TINY as OWN
 
 import qgf.comparison.protocol
+from qgf.act import rollout
 from qgf.cli import main
-from qgf.comparison._compare import compare
+from qgf.comparison import Plan
+from qgf.comparison._compare import _folders, compare
 from qgf.comparison._costs import count
 from qgf.config import PRESETS, Spec
+from qgf.data import Fields, convert
 from qgf.errors import UserError
+from qgf.evaluation import evaluate
 from qgf.files import read_value
 from qgf.methods.table import find_method, settings
 from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
+from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
 
 OTHER = TASK.replace("task1", "task2")
@@ -162,7 +170,10 @@ def test_killed_at_random_moments_it_ends_the_same(compared, data, tmp_path):
     [
         ({"envs": ()}, "name at least one environment"),
         ({"envs": ("cube-single-play-v0",)}, "names no task; use"),
-        ({"envs": ("scene-play-singletask-task1-v0",)}, "needs data of scene-play-v0; name its"),
+        (
+            {"envs": ("scene-play-singletask-task1-v0",)},
+            "needs scene-play-v0; collect it or name its",
+        ),
         ({"methods": ("qgg",)}, "no method 'qgg'. Did you mean 'qgf'"),
         ({"seed": 2**70}, r"must lie in \[0, 2\^31\), got 1180"),
         ({"seeds": (0, 2**31)}, r"must lie in \[0, 2\^31\), got 2147483648"),
@@ -210,13 +221,124 @@ def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
     (tmp_path / "leaderboard.md").write_text("the tables")
     argv = "--envs a b --methods qgf bfn --data c d --seeds 3,5 --episodes 7 --tune-episodes 6"
     more = "--workers 3 --slots 4 --seed 9 --preset paper --steps 11"
-    main(["compare", "--out", str(tmp_path), *argv.split(), *more.split()])
+    fields = "--obs x --action u --reward r --success won"
+    main(["compare", "--out", str(tmp_path), *argv.split(), *more.split(), *fields.split()])
     config = dataclasses.replace(PRESETS["paper"], steps=11)
     options = {"seeds": [3, 5], "episodes": 7, "tune_episodes": 6, "workers": 3, "slots": 4}
     assert calls == [
         (
             (("a", "b"), ("qgf", "bfn"), (Path("c"), Path("d")), tmp_path, config),
-            {**options, "seed": 9},
+            {**options, "seed": 9, "fields": Fields(("x",), "u", "r"), "success": "won"},
         )
     ]
     assert "the tables" in capsys.readouterr().out
+
+
+SMALL = [
+    word
+    for name, value in dataclasses.asdict(OWN).items()
+    if value != getattr(PRESETS["laptop"], name)
+    for word in ("--" + name.replace("_", "-"), str(value))
+]
+
+
+@pytest.fixture(scope="module")
+def swings(tmp_path_factory):
+    """Random episodes of a pendulum, which nothing says to be solved."""
+    folder = tmp_path_factory.mktemp("swings") / "data"
+    convert(play(find_task(PENDULUM), 4, 20), Fields(), folder)
+    return folder
+
+
+def command(out, env, data, *more):
+    sizes = "--methods qgf --seeds 3,5 --episodes 3 --tune-episodes 2 --slots 4 --workers 1"
+    argv = ["--out", out, "--envs", env, "--data", data, *sizes.split(), *SMALL, *more]
+    main(["compare", *map(str, argv)])
+
+
+def test_returns_are_compared_where_nobody_says_success(swings, tmp_path, short, capsys):
+    command(tmp_path / "out", PENDULUM, swings)
+    result = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert result["measure"] == "return"
+    episodes = {}
+    for name in ("bc", "qgf"):
+        (file,) = (tmp_path / "out" / "episodes" / PENDULUM / name).glob("test *.json")
+        episodes[name] = np.array(read_value(file), float)[..., 1]
+        figures = result["tasks"][PENDULUM][name]
+        low, high = figures["return_ci95"]
+        assert (
+            figures["return"] == pytest.approx(episodes[name].mean()) and "success" not in figures
+        )
+        assert low < figures["return"] < high
+    assert np.ptp(episodes["bc"]) > 1  # starts differ, so nothing above is trivially equal
+    gain = result["tasks"][PENDULUM]["qgf"]["difference"]
+    assert gain == pytest.approx((episodes["qgf"] - episodes["bc"]).mean())
+    # Tune episodes choose by their return; guidance of every weight was tried on them.
+    searched = result["settings"][PENDULUM]["qgf"]
+    best = max(searched, key=lambda row: row["tune"]["return"])
+    assert len(searched) == 5 and result["tasks"][PENDULUM]["qgf"]["weight"] == best["weight"]
+    text = capsys.readouterr().out
+    assert f"{episodes['bc'].mean():.4g} (" in text and "Returns on test episodes" in text
+
+    # A return may be what success is; other rules are other results.
+    with pytest.raises(SystemExit):
+        command(tmp_path / "out", PENDULUM, swings, "--success", "return:-1e9")
+    assert "other settings (success)" in capsys.readouterr().err
+
+
+def test_the_environment_gets_actions_in_its_own_units(swings, tmp_path, short):
+    """The same networks and weight, evaluated by themselves, come to the same."""
+    command(tmp_path / "out", PENDULUM, swings, "--success", "return:-1e9")
+    result = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert result["measure"] == "success" and result["overall"]["bc"]["mean"] == 1
+    run = tmp_path / "out" / "runs" / PENDULUM / "task" / "critic"
+    assert load_record(run)["normalization"]["action"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "Workers", functools.partial(Workers, max_episode_steps=10))
+        found = evaluate(run, (0.1,), episodes=3, tune_episodes=2, slots=4, workers=1)
+    ours = result["tasks"][PENDULUM]["bc"]["return"]
+    assert ours == pytest.approx(found["bc"]["return"])
+
+
+@pytest.mark.parametrize(
+    "env, more, message",
+    [
+        ("gymnasium:Pendulm-v1", (), "makes no environment"),
+        ("gymnasium:MountainCarContinuous-v0", (), r"shape \(2,\) .* holds 3 and 1 numbers"),
+        ("none", (), "names no task; use"),
+        (PENDULUM, ("--obs", "speed"), "speed"),
+        (PENDULUM, ("--data", "a", "b"), "a does not exist"),
+        (PENDULUM, ("--success", "return:much"), "must be a number"),
+        (TASK, ("--success", "won"), "says itself what success is"),
+    ],
+)
+def test_unfit_tasks_of_others(env, more, message, swings, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(tmp_path / "out", env, swings, *more)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1 and re.search(message, line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_go_to_their_environments(data, swings, tmp_path):
+    """OGBench's by name, the others in order; what nobody needs is said."""
+
+    def folders(*paths):
+        plan = Plan(tmp_path, {}, TINY, (0,), {})
+        return _folders(plan, (PENDULUM, TASK), paths)
+
+    expected = {PENDULUM: swings, "cube-single-play-v0": data}
+    assert folders(swings, data) == folders(data, swings) == expected
+    with pytest.raises(UserError, match=f"{PENDULUM} needs data of its own"):
+        folders(data)
+    with pytest.raises(UserError, match=r"no environment of --envs needs the data in .*more"):
+        folders(data, swings, tmp_path / "more")
+
+
+def test_a_critic_has_nothing_to_learn_from(tmp_path):
+    rows = np.zeros((8, 3), np.float32)
+    ends = np.arange(8) % 4 == 3
+    silent = {"observations": rows, "actions": rows[:, :1], "terminals": 0 * ends, "timeouts": ends}
+    np.savez(tmp_path / "silent.npz", **silent)
+    with pytest.raises(UserError, match=r"has no rewards.*--reward"):
+        run(tmp_path / "silent.npz", tmp_path / "out", envs=(PENDULUM,))

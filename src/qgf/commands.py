@@ -246,9 +246,18 @@ class Compare:
     out: Path
     """folder of all runs and results; what it holds already is reused"""
     envs: tuple[str, ...]
-    """…-singletask-taskN-v0, one or more"""
+    """one or more of …-singletask-taskN-v0, …-oraclerep-v0, gymnasium:ID and module:factory"""
     data: tuple[Path, ...]
-    """folders of the data sets they need"""
+    """recorded episodes for each: OGBench's datasets in any order; others, of any format that
+    `qgf data inspect` reads, in the order of their environments"""
+    obs: tuple[str, ...] | None = None
+    """the recorded fields that are the observation, joined in this order"""
+    action: str | None = None
+    """the recorded field that is the action"""
+    reward: str | None = None
+    """what is paid: a recorded field, success, sparse, or module:function"""
+    success: str | None = None
+    """what tells success in a Gymnasium environment: a key of info, or return:NUMBER"""
     methods: tuple[str, ...] = ("qgf", "bfn")
     """one or more of `qgf methods`; bc is always among them"""
     seeds: str = "0..1"
@@ -270,6 +279,7 @@ class Compare:
     def __call__(self) -> None:
         _check_devices()
         from qgf.comparison._compare import compare
+        from qgf.data import Fields
 
         compare(
             self.envs,
@@ -283,6 +293,8 @@ class Compare:
             workers=self.workers,
             slots=self.slots,
             seed=self.seed,
+            fields=Fields(self.obs, self.action, self.reward),
+            success=self.success,
         )
         print((self.out / "leaderboard.md").read_text("utf-8"))
 

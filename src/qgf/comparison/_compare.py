@@ -28,13 +28,14 @@ from qgf.comparison.protocol import (
 )
 from qgf.config import Config
 from qgf.data.manifest import load_manifest
+from qgf.data.readers import Fields
 from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluation._evaluate import figures
 from qgf.files import locked, read_value, write_value
 from qgf.methods.table import CLONED, canonical, find_method, kinds_of, settings
 from qgf.run._evaluation import choose
 from qgf.run.checkpoint import of_seed
-from qgf.tasks import find_task
+from qgf.tasks import Task
 
 
 def compare(
@@ -50,13 +51,16 @@ def compare(
     workers: int = 2,
     slots: int = 32,
     seed: int = 0,
+    fields: Fields | None = None,
+    success: str | None = None,
 ) -> dict:
     """Compare methods on tasks; write OUT/leaderboard.{json,md,html} and return the first.
 
     Args:
-        envs: single-task environments.
+        envs: tasks, as `qgf.tasks.find_task` takes them.
         methods: names of METHODS; CLONED is always among them.
-        data: one folder for every data set that the environments need.
+        data: recorded episodes for every data set that the environments need: OGBench's in any
+            order, those of others in the order of the environments.
         out: folder of all runs and results; what it holds already is reused.
         seeds: training seeds.
         episodes: test episodes of a method, task and training seed.
@@ -64,6 +68,9 @@ def compare(
         workers: environment processes.
         slots: episodes that run at a time.
         seed: of the environments and the noise.
+        fields: which recorded fields are used, where a task does not say it.
+        success: how success is told, where a task does not say it: a key of `info`, or
+            return:NUMBER. If a task says none, all are judged by their returns.
 
     Raises:
         UserError: unfit names or data, or `out` holds results of other settings.
@@ -74,13 +81,15 @@ def compare(
     envs = tuple(dict.fromkeys(envs))
     names = tuple(dict.fromkeys(canonical(name) for name in (CLONED, *methods)))
     counts = {"tune": tune_episodes, "test": episodes}
-    folders = _folders(envs, data)
-    plan = Plan(Path(out), folders, config, tuple(seeds), counts, workers, slots, seed)
+    sizing = workers, slots, seed, fields or Fields(), success
+    plan = Plan(Path(out), {}, config, tuple(seeds), counts, *sizing)
+    plan.data.update(_folders(plan, envs, data))
     with locked(plan.out):
         check_facts(plan)
         entries, searched = [], {}
-        for dataset in dict.fromkeys(find_task(env).domain for env in envs):
-            tasks = [env for env in envs if find_task(env).domain == dataset]
+        domains = {env: plan.task(env).domain for env in envs}
+        for dataset in dict.fromkeys(domains.values()):
+            tasks = [env for env in envs if domains[env] == dataset]
             tunable = {name: settings(name) for name in names if len(settings(name)) > 1}
             _evaluate(plan, tasks, "tune", tunable)
             searched[dataset] = {name: _search(plan, name, tasks) for name in names}
@@ -89,7 +98,7 @@ def compare(
             _evaluate(plan, tasks, "test", tests)
             for name, row in chosen.items():
                 entries += [_entry(plan, name, env, row) for env in tasks]
-        sizes = {_size(env): env for env in reversed(envs)}
+        sizes = {_size(plan, env): env for env in reversed(envs)}
         costs = {
             size: {name: _cost(plan, name, env) for name in names} for size, env in sizes.items()
         }
@@ -122,15 +131,16 @@ def _chosen(rows: Sequence[dict]) -> dict:
 def _entry(plan: Plan, name: str, env: str, chosen: dict) -> dict:
     """Return a method's test episodes of one task, at the setting chosen for the domain."""
     data = read_episodes(plan, name, env, "test", (chosen["weight"], chosen["samples"]))
+    tune = chosen.get("tune", {})
     return {
         "env": env,
         "method": name,
         "weight": chosen["weight"],
         "samples": chosen["samples"],
-        "episodes": data[..., 0].astype(int).tolist(),
+        "episodes": None if np.isnan(data[..., 0]).any() else data[..., 0].astype(int).tolist(),
         "returns": data[..., 1].tolist(),
         "fallbacks": int(data[..., 3].sum()),
-        "tune": {k: chosen["tune"][k] for k in ("success", "episodes")} if "tune" in chosen else {},
+        "tune": {k: tune[k] for k in ("success", "return", "episodes") if k in tune},
     }
 
 
@@ -142,16 +152,16 @@ def _evaluate(
         run_episodes(plan, env, split, variants)
 
 
-def _size(env: str) -> str:
+def _size(plan: Plan, env: str) -> str:
     """Return what environments have in common whose networks are of one size."""
-    task = find_task(env)
+    task = plan.task(env)
     return env if task.goal_conditioned else task.domain
 
 
 def _cost(plan: Plan, name: str, env: str) -> dict:
     """Return what an action and the training of a method cost, measured once and kept."""
     method, sizes = find_method(name), spec(plan, env)
-    path = plan.out / "costs" / _size(env) / f"{name}.json"
+    path = plan.out / "costs" / _size(plan, env) / f"{name}.json"
     if path.exists():
         return read_value(path)
     one = of_seed(learners(plan, name, env), slice(1))
@@ -169,17 +179,46 @@ def _cost(plan: Plan, name: str, env: str) -> dict:
     return cost
 
 
-def _folders(envs: Sequence[str], data: Sequence[Path]) -> dict[str, Path]:
-    """Return the folder of every data set the environments need."""
+def _folders(plan: Plan, envs: Sequence[str], data: Sequence[Path]) -> dict[str, Path]:
+    """Return where the data of every domain lie. UserError if they do not serve its tasks."""
     if not envs:
         raise UserError("name at least one environment with --envs")
     for env in envs:
-        check_task(env)
-    found = {load_manifest(folder).name: Path(folder) for folder in data}
-    for env in envs:
-        if find_task(env).domain not in found:
-            raise UserError(
-                f"{env} needs data of {find_task(env).domain}; name its folder with --data "
-                f"(there are {', '.join(found) or 'none'})"
-            )
+        check_task(plan.task(env))
+    tasks = {plan.task(env).domain: plan.task(env) for env in reversed(envs)}
+    names = {Path(path): _dataset_name(path) for path in data}
+    found = {name: path for path, name in names.items() if name in tasks}
+    missing = [domain for domain in reversed(tasks) if domain not in found]
+    left = [path for path, name in names.items() if name not in tasks]
+    if len(left) < len(missing):
+        raise UserError(f"{missing[len(left)]} needs data of its own; name them with --data")
+    found |= dict(zip(missing, left, strict=False))
+    for domain, path in found.items():
+        _check_fit(plan, tasks[domain], path)
+    if len(left) > len(missing):
+        raise UserError(f"no environment of --envs needs the data in {left[len(missing)]}")
     return found
+
+
+def _dataset_name(path: Path) -> str | None:
+    """Return OGBench's name of a dataset, None if it is none."""
+    try:
+        return load_manifest(path).name
+    except UserError:
+        return None  # what it is, and what is wrong with it, is said by who opens it
+
+
+def _check_fit(plan: Plan, task: Task, path: Path) -> None:
+    """Raise a UserError unless a critic can learn a task from data, and its spaces are theirs."""
+    source = task.open(path, plan.fields, trust=True)
+    if not (source.rewarded or task.goal_conditioned):
+        raise UserError(f"{path} has no rewards, from which critics learn; choose some by --reward")
+    env = task.make()
+    shapes = env.observation_space.shape, env.action_space.shape
+    env.close()
+    if shapes != tuple((width,) for width in source.widths):
+        raise UserError(
+            f"{task.name} has observations of shape {shapes[0]} and actions of {shapes[1]}, {path} "
+            f"holds {source.widths[0]} and {source.widths[1]} numbers; name others by --obs or "
+            "--action, or other --data"
+        )

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 
+from qgf.evaluation.measure import RETURN, SUCCESS, Measure, measure_of
 from qgf.evaluation.statistics import (
     improvement_probability,
     interquartile_mean,
@@ -35,10 +36,17 @@ SUCCESS_NOTE = (
     f"rates) from {RESAMPLES} bootstrap resamples, which in every task draw training seeds and, "
     "in each, episodes. With few training seeds they leave out part of how much training varies."
 )
+RETURN_NOTE = (
+    "Returns on test episodes, which are not the tune episodes that chose a method's setting. In "
+    f"brackets 95% intervals from bootstrap resamples ({RESAMPLES} of mean and IQM, the mean of "
+    "the middle half of all seed × task returns), which in every task draw training seeds and, in "
+    "each, episodes. Tasks that pay in other units should not be averaged: see P(QGF > it)."
+)
 DIFFERENCE_NOTE = (
     "Percentage points of success above BC with 95% bootstrap intervals, paired: the same "
     "training seeds and test episodes. Of many intervals a few exclude 0 by chance."
 )
+RETURN_DIFFERENCE_NOTE = DIFFERENCE_NOTE.replace("Percentage points of success", "Return")
 OVERALL_NOTE = (
     "P(QGF > it): how often a training of QGF beats one of this method, ties counting half, "
     "averaged over the tasks that both have (arXiv 2108.13264); 50% is no difference. Intervals "
@@ -72,48 +80,67 @@ def leaderboard(entries: list[dict], costs: dict[str, dict[str, dict]], facts: d
     Args:
         entries: one for each environment and method: "env", "method", "weight", "samples",
             "episodes" (success of [training seed][test episode]; all methods of an environment
-            have the same seeds and episodes), "returns" (same shape), "fallbacks", "tune".
+            have the same seeds and episodes; None where nobody says it, and then all is judged by
+            returns), "returns" (same shape), "fallbacks", "tune".
         costs: of each domain (by data set, or by environment where it has goals) and method "ms"
             per call by batch size, "flops" per action, "train_seconds".
         facts: what else a reader should know.
     """
     random = np.random.default_rng(0)
+    judged = all(entry["episodes"] is not None for entry in entries)
+    measure = SUCCESS if judged else RETURN
     tasks: dict[str, dict[str, dict]] = {}
     rates: dict[str, Rates] = {}
     for env in sorted({entry["env"] for entry in entries}):
         found = {entry["method"]: entry for entry in entries if entry["env"] == env}
-        wins = {name: np.asarray(entry["episodes"]) > 0 for name, entry in found.items()}
-        tasks[env] = {name: _task(found[name], wins[name], wins.get(CLONED)) for name in found}
-        stacked = np.stack([*wins.values()])
+        scores = {
+            name: np.asarray(entry["episodes"]) > 0 if judged else np.asarray(entry["returns"])
+            for name, entry in found.items()
+        }
+        bc = scores.get(CLONED)
+        tasks[env] = {name: _task(measure, found[name], scores[name], bc) for name in found}
+        stacked = np.stack([*scores.values()])
         drawn = resample(stacked, RESAMPLES, random)
         # The measured rates stand before the resampled ones, so that both are aggregated alike.
         both = np.concatenate([stacked.mean(-1)[:, None], drawn], axis=1)
-        rates[env] = dict(zip(wins, both, strict=True))
+        rates[env] = dict(zip(scores, both, strict=True))
     overall = _aggregate(rates)
     domains: dict[str, dict] = {}
     for domain in sorted({find_task(env).domain for env in tasks}):
         inside = {env: rates[env] for env in tasks if find_task(env).domain == domain}
         domains[domain] = {"tasks": [*inside], "methods": _aggregate(inside)}
     methods = sorted(overall, key=lambda name: (name != CLONED, -overall[name]["mean"]))
-    found = {"methods": methods, "overall": overall, "domains": domains, "tasks": tasks}
+    found = {
+        "measure": measure.name,
+        "methods": methods,
+        "overall": overall,
+        "domains": domains,
+        "tasks": tasks,
+    }
     return found | {"costs": costs, "facts": facts}
 
 
 def _task(
+    measure: Measure,
     entry: dict,
-    wins: Bool[np.ndarray, "seed episode"],
-    bc: Bool[np.ndarray, "seed episode"] | None,
+    scores: Shaped[np.ndarray, "seed episode"],
+    bc: Shaped[np.ndarray, "seed episode"] | None,
 ) -> dict:
     """Return the figures of one method on one task."""
+    name = measure.name
+    if measure is SUCCESS:
+        interval = wilson_interval(int(scores.sum()), scores.size)
+    else:
+        interval = paired_difference(scores, np.zeros_like(scores), RESAMPLES)[1]
     figures = {
-        "success": float(wins.mean()),
-        "success_ci95": wilson_interval(int(wins.sum()), wins.size),
-        "episodes": wins.size,
-        "seed_success": wins.mean(1).tolist(),
+        name: float(scores.mean()),
+        f"{name}_ci95": interval,
+        "episodes": scores.size,
+        f"seed_{name}": scores.mean(1).tolist(),
         "return": float(np.mean(entry["returns"])),
     }
     if bc is not None and entry["method"] != CLONED:
-        difference, interval = paired_difference(wins, bc, RESAMPLES)
+        difference, interval = paired_difference(scores, bc, RESAMPLES)
         figures |= {"difference": difference, "difference_ci95": interval}
     return figures | {key: entry[key] for key in ("weight", "samples", "fallbacks", "tune")}
 
@@ -152,8 +179,9 @@ def write_leaderboard(out: Path, result: dict) -> None:
     write_json(out / "leaderboard.json", result)
     counts = [(len(result["methods"]), "method"), (len(result["tasks"]), "task")]
     title = "Leaderboard: " + " on ".join(f"{n} {what}{'s' * (n > 1)}" for n, what in counts)
-    alt = "Mean success. " + "; ".join(
-        f"{name} {_percent(result['overall'][name], 'mean')}" for name in result["methods"]
+    measure = measure_of(result)
+    alt = f"Mean {measure.label.removesuffix(' rate')}. " + "; ".join(
+        f"{name} {_score(measure, result['overall'][name], 'mean')}" for name in result["methods"]
     )
     page = Page(out)
     page.add(f"<style>{STYLE}</style>")
@@ -172,41 +200,46 @@ def write_leaderboard(out: Path, result: dict) -> None:
 
 def sections(result: dict) -> list[Section]:
     """Return the tables of a leaderboard: all tasks, each domain, and what was run."""
-    tables = [_overall(result)]
+    tables, measure = [_overall(result)], measure_of(result)
+    judged = measure is SUCCESS
     for domain, found in result["domains"].items():
         names = [name for name in result["methods"] if name in found["methods"]]
         tasks = [result["tasks"][env] for env in found["tasks"]]
-        labels = [env.removesuffix("-v0").split("-")[-1] for env in found["tasks"]]
+        labels = [find_task(env).part for env in found["tasks"]]
         counts = [next(iter(task.values()))["episodes"] for task in tasks]
         head = [f"{label}, {n} episodes" for label, n in zip(labels, counts, strict=True)]
         rows = []
         for name in names:
-            cells = [_percent(task[name], "success") if name in task else "–" for task in tasks]
-            means = [_percent(found["methods"][name], key) for key in ("mean", "iqm")]
+            of = [task.get(name) for task in tasks]
+            cells = [_score(measure, each, measure.name) if each else "–" for each in of]
+            means = [_score(measure, found["methods"][name], key) for key in ("mean", "iqm")]
             setting = _setting(name, next(task[name] for task in tasks if name in task))
             rows.append([name, *cells, *means, setting])
         head = ["method", *head, "mean", "IQM", "setting"]
-        tables.append(Section(domain, head, rows, SUCCESS_NOTE + _unguided(tasks)))
-        rows = [[name, *(_points(task.get(name, {})) for task in tasks)] for name in names]
+        note = SUCCESS_NOTE if judged else RETURN_NOTE
+        tables.append(Section(domain, head, rows, note + _unguided(tasks)))
+        rows = [[name, *(_points(measure, task.get(name, {})) for task in tasks)] for name in names]
         rows = [row for row in rows if {*row[1:]} != {"–"}]
         if rows:
+            note = DIFFERENCE_NOTE if judged else RETURN_DIFFERENCE_NOTE
             title = f"{domain}: difference to BC"
-            tables.append(Section(title, ["method", *labels], rows, DIFFERENCE_NOTE))
+            tables.append(Section(title, ["method", *labels], rows, note))
     facts = [[name.replace("_", " "), _plain(value)] for name, value in result["facts"].items()]
     return [*tables, Section("What was run", ["", ""], facts, "")]
 
 
 def _overall(result: dict) -> Section:
     head = ["method", "tasks", "mean", "IQM", "P(QGF > it)", "ms, batch 1", "ms, batch 50"]
-    rows = []
+    rows, measure = [], measure_of(result)
     for name in result["methods"]:
         figures = result["overall"][name]
         costs = [found[name] for found in result["costs"].values() if name in found]
-        better = _percent(figures, "qgf_improves") if "qgf_improves" in figures else "–"
+        better = _score(SUCCESS, figures, "qgf_improves") if "qgf_improves" in figures else "–"
         if figures.get("qgf_improves_tasks", figures["tasks"]) != figures["tasks"]:
             better += f", {figures['qgf_improves_tasks']} tasks"
         count = f"{figures['tasks']} of {len(result['tasks'])}"
-        row = [name, count, _percent(figures, "mean"), _percent(figures, "iqm"), better]
+        means = [_score(measure, figures, key) for key in ("mean", "iqm")]
+        row = [name, count, *means, better]
         measured = [[cost["ms"].get(batch) for cost in costs] for batch in ("1", "50")]
         measured.append([cost["flops"] / 1e6 for cost in costs])
         measured.append([cost["train_seconds"] for cost in costs])
@@ -231,14 +264,19 @@ def _unguided(tasks: list[dict[str, dict]]) -> str:
     return f" Steps left unguided, as the gradient was not finite: {said}." if said else ""
 
 
-def _percent(figures: dict, name: str) -> str:
+def _score(measure: Measure, figures: dict, name: str) -> str:
     low, high = figures[f"{name}_ci95"]
+    if measure is RETURN:
+        return f"{measure.text(figures[name])} ({measure.between((low, high))})"
     return f"{100 * figures[name]:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def _points(figures: dict) -> str:
+def _points(measure: Measure, figures: dict) -> str:
     if "difference" not in figures:
         return "–"
+    if measure is RETURN:
+        value, interval = figures["difference"], figures["difference_ci95"]
+        return f"{measure.text(value, '+')} ({measure.between(interval, '+')})"
     # Rounded to integers, as -0.2 would be formatted as -0.
     values = (round(100 * v) for v in (figures["difference"], *figures["difference_ci95"]))
     return "{:+d} ({:+d} to {:+d})".format(*values)
@@ -282,7 +320,7 @@ def _html(section: Section) -> str:
 
 def _figure(result: dict) -> Figure:
     """Draw mean and IQM of all methods over all tasks, the best on top."""
-    overall, total = result["overall"], len(result["tasks"])
+    overall, total, measure = result["overall"], len(result["tasks"]), measure_of(result)
     names = sorted(overall, key=lambda name: overall[name]["mean"])
     figure = Figure((7.5, 1.4 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots()
@@ -302,8 +340,10 @@ def _figure(result: dict) -> Figure:
     tasks = (overall[name]["tasks"] for name in names)
     parts = ("" if n == total else f" ({n} of {total} tasks)" for n in tasks)
     axes.set_yticks(places, [name + part for name, part in zip(names, parts, strict=True)])
-    axes.set(xlabel="success rate", xlim=(-0.02, 1.02))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set(xlabel=measure.label)
+    if measure is SUCCESS:
+        axes.set(xlim=(-0.02, 1.02))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#e4e4e4", lw=0.8)
     axes.set_axisbelow(True)

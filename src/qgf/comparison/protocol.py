@@ -32,6 +32,8 @@ from qgf.config import Config, Spec, check_seeds
 from qgf.core.flow import refuse_failed
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
+from qgf.data.normalization import Normalization
+from qgf.data.readers import Fields
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import table
 from qgf.files import read_record, read_value, write_record, write_value
@@ -40,7 +42,7 @@ from qgf.methods.table import CLONED, METHODS, Learners, Method, find_method, ki
 from qgf.run._validation import validation_batch
 from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
 from qgf.run.trainer import train
-from qgf.tasks import find_task
+from qgf.tasks import Task, find_task
 from qgf.tasks._workers import Workers
 
 BASE = ("policy", "critic")
@@ -59,6 +61,8 @@ class Plan:
         seeds: training seeds.
         counts: episodes of a setting, task (or goal) and training seed by split.
         workers, slots, seed: as in `qgf.evaluation._evaluate.evaluate`.
+        fields: which recorded fields are used, where a task does not say it.
+        success: how success is told, where a task does not say it; as in `evaluate`.
     """
 
     out: Path
@@ -69,15 +73,24 @@ class Plan:
     workers: int = 2
     slots: int = 32
     seed: int = 0
+    fields: Fields = Fields()  # noqa: RUF009
+    success: str | None = None
+
+    def task(self, env: str) -> Task:
+        """Return the task of a name, as the episodes of this plan are judged."""
+        task = find_task(env, self.fields.obs or ())
+        return task if self.success is None else task.judged_by(self.success)
 
     def facts(self) -> dict:
         """Return what all results in `out` have in common."""
+        asked = {**vars(self.fields), "success": self.success}
         return {
             "seeds": list(self.seeds),
             "config": dataclasses.asdict(self.config),
             "test_episodes": self.counts[SPLITS[1]],
             "tune_episodes": self.counts[SPLITS[0]],
             "seed": self.seed,
+            **{k: list(v) if k == "obs" else v for k, v in asked.items() if v is not None},
         }
 
 
@@ -99,7 +112,7 @@ def check_facts(plan: Plan) -> None:
     made = itertools.chain(plan.out.glob("runs/**/state.json"), plan.out.glob("episodes/**/*.json"))
     if path.exists() and any(made):
         old, new = read_record(path), plan.facts()
-        differ = [name for name in new if old.get(name) != new[name]]
+        differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if differ:
             raise UserError(
                 f"{plan.out} holds a comparison with other settings ({', '.join(differ)}); "
@@ -108,11 +121,13 @@ def check_facts(plan: Plan) -> None:
     write_record(path, plan.facts())
 
 
-def check_task(env: str) -> None:
+def check_task(task: Task) -> None:
     """Raise a UserError if an environment has neither a task nor goals."""
-    task = find_task(env)
     if not (task.rewarded or task.goal_conditioned):
-        raise UserError(f"{env} names no task; use …-singletask-taskN-v0 or …-oraclerep-v0")
+        raise UserError(
+            f"{task.name} names no task; use …-singletask-taskN-v0 or …-oraclerep-v0, "
+            "gymnasium:ID or module:factory"
+        )
 
 
 def variant(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> Variant:
@@ -122,7 +137,7 @@ def variant(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> Var
 
 def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant]) -> None:
     """Run the episodes of all variants, named as they are filed, that are not there yet."""
-    task = find_task(env)
+    task = plan.task(env)
     with contextlib.ExitStack() as stack:
         pool = None
         for name, (method, load, settings) in variants.items():
@@ -137,17 +152,19 @@ def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant])
             jobs = make_jobs([*arms.values()], len(plan.seeds), {split: count})
             print(f"evaluating {name} on {env}, {split} episodes", flush=True)
             sizing = plan.workers, plan.slots, plan.seed
-            outcomes = roll_out(task, sizes, load(), jobs, *sizing, pool)
+            scale = Normalization.of(load_record(run_folder(plan, "policy", env)))
+            outcomes = roll_out(task, sizes, load(), jobs, *sizing, pool, scale)
             for setting, arm in arms.items():
-                path = _file(plan, name, env, split, setting)
-                write_value(path, table(outcomes, arm, split).tolist())
+                found = table(outcomes, arm, split)
+                found = np.where(np.isnan(found), None, found)  # JSON has no NaN
+                write_value(_file(plan, name, env, split, setting), found.tolist())
 
 
 def read_episodes(
     plan: Plan, name: str, env: str, split: str, setting: Setting
 ) -> Float[np.ndarray, "seed episode 4"]:
     """Return the outcomes of `run_episodes`, as `qgf.evaluation._evaluate.table` gives them."""
-    return np.array(read_value(_file(plan, name, env, split, setting)))
+    return np.array(read_value(_file(plan, name, env, split, setting)), float)
 
 
 def _file(plan: Plan, name: str, env: str, split: str, setting: Setting) -> Path:
@@ -232,7 +249,7 @@ def source(method: Method, name: str, role: str) -> str:
 
 def run_folder(plan: Plan, what: str, env: str) -> Path:
     """Train one of the runs of a domain or task, if need be, and return its folder."""
-    task = find_task(env)
+    task = plan.task(env)
     folder = plan.out / "runs" / task.domain.removesuffix("-v0")
     options: dict
     if what == "policy":
@@ -254,15 +271,16 @@ def train_to_end(plan: Plan, env: str, path: Path, config: Config, **options: ob
     """Train a run, or what is left of it; `options` are those of `qgf.run.trainer.train`."""
     if max(list_checkpoints(path), default=0) >= config.steps:
         return
-    data, resume = plan.data[find_task(env).domain], (path / "config.json").exists()
+    data, resume = plan.data[plan.task(env).domain], (path / "config.json").exists()
     print(f"training {path}", flush=True)
     begin = time.monotonic()
-    train(env, data, path, config, seeds=plan.seeds, resume=resume, **options)
+    shared = {"seeds": plan.seeds, "fields": plan.fields, "resume": resume}
+    train(env, data, path, config, **shared, **options)
     if not resume:
         write_value(path / "seconds.json", time.monotonic() - begin)
 
 
 def spec(plan: Plan, env: str) -> Spec:
     """Return the sizes of observations and actions, and of goals where the task is one."""
-    what = "critic" if find_task(env).goal_conditioned else "policy"
+    what = "critic" if plan.task(env).goal_conditioned else "policy"
     return Spec(**load_record(run_folder(plan, what, env))["spec"])

@@ -36,5 +36,6 @@ RETURN = Measure("return", "return_ci95", 1, "return", "bootstrap", ".4g")
 
 
 def measure_of(result: dict[str, Any]) -> Measure:
-    """Return what an evaluation's episodes were judged by."""
-    return {measure.name: measure for measure in (SUCCESS, RETURN)}[result["measure"]]
+    """Return what an evaluation's, or a comparison's, episodes were judged by."""
+    by_name = {measure.name: measure for measure in (SUCCESS, RETURN)}
+    return by_name[result.get("measure", SUCCESS.name)]  # which version 0.1.0 does not note
