@@ -87,7 +87,7 @@ def test_panels_show_the_evaluated_episode_from_one_start(
     out = [sys.executable, "-c", SHAPE, str(tmp_path / "film.mp4")]
     shape = subprocess.run(out, capture_output=True, text=True, check=True).stdout
     pictures = 1 + 3  # at the start, and after 5, 10 and 12 steps
-    size = (video.SIZE + video.CAPTION, 4 * (video.SIZE + video.GAP))
+    size = (320 + video.CAPTION, 4 * (320 + video.GAP))
     assert shape.strip() == str((pictures, *size, 3))
 
 
@@ -130,3 +130,37 @@ def test_a_backend_that_is_not_there_stops_no_evaluation_without_a_line(monkeypa
 def test_bad_arguments(run, tmp_path, arms, episode, match):
     with pytest.raises(UserError, match=match):
         video.film(run, tmp_path / "film.mp4", arms, episode=episode)
+
+
+FACTORY = """
+import gymnasium, numpy as np
+
+class Bare(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def render(self):
+        return np.full((33, 41, 3), 90, np.uint8) if self.render_mode else None
+
+def deaf(**kwargs):
+    return Bare()
+"""
+
+
+def test_any_environment_that_renders_is_filmed(tmp_path, monkeypatch):
+    (tmp_path / "my_films.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    video.check_filming("my_films:Bare", tmp_path / "film.mp4")
+    with pytest.raises(UserError, match=r"renders no RGB images; its factory must pass"):
+        video.check_filming("my_films:deaf", tmp_path / "film.mp4")
+    with pytest.raises(UserError, match="there is no environment to run"):
+        video.check_filming("none", tmp_path / "film.mp4")
+    making, rendering = find_task("my_films:Bare").filmed
+    with Workers(find_task("my_films:Bare"), 1, 1, **making) as pool:
+        _, pictures = video._request(pool, rendering, {0: ("reset", {})})
+    assert pictures[0].shape == (32, 40, 3) and (pictures[0] == 90).all()

@@ -19,6 +19,7 @@ from qgf.act.policy import load_learners
 from qgf.act.rollout import Arm, Job, actor, start_of
 from qgf.config import Spec
 from qgf.core.flow import refuse_failed
+from qgf.data.normalization import Normalization
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import checked_weights, label
 from qgf.files import atomic_open, check_writable
@@ -28,8 +29,6 @@ from qgf.run.checkpoint import load_record
 from qgf.tasks import Task, find_task
 from qgf.tasks._workers import Reply, Workers
 
-CAMERA = "front_pixels"
-SIZE = 320
 CAPTION, GAP = 32, 4
 STEPS_PER_SECOND = 20
 
@@ -47,7 +46,8 @@ class _Take:
     def add(self, reply: Reply, picture: Picture) -> None:
         self.length += reply.length
         arm = self.job.arm
-        end = ("solved" if reply.success else "not solved") if reply.done else ""
+        solved = {True: "solved", False: "not solved", None: "ended"}[reply.success]
+        end = solved if reply.done else ""
         name = label(str(arm.method), arm.weight, arm.samples)
         self.pictures.append(_captioned(picture, name, f"step {self.length}", end))
 
@@ -57,9 +57,9 @@ def check_filming(env: str, out: Path) -> None:
     check_writable(out)
     _encoder()
     task = find_task(env)
-    _check_films(task)
-    with _headless(), Workers(task, 1, 1, width=SIZE, height=SIZE) as pool:
-        _request(pool, {0: ("reset", {"seed": 0})})
+    making, rendering = _filmed(task)
+    with _headless(), Workers(task, 1, 1, **making) as pool:
+        _request(pool, rendering, {0: ("reset", {"seed": 0})})
 
 
 def film(
@@ -106,21 +106,28 @@ def film(
         critic_which=critic_checkpoint,
     )
     takes = [_Take(Job(arm, 0, "test", episode)) for arm in dict.fromkeys(arms)]
-    _shoot(task_of(judge), spec, learners, takes, seed)
+    _shoot(task_of(judge), spec, learners, takes, seed, Normalization.of(record))
     film = _encode(_side_by_side(takes), STEPS_PER_SECOND / spec.chunk)
     with atomic_open(out) as file:
         file.write(film)
 
 
-def _check_films(task: Task) -> None:
-    if not task.films:
-        raise UserError(f"{task.name} cannot be filmed: only OGBench's environments can")
+def _filmed(task: Task) -> tuple[dict, dict]:
+    if task.filmed is None:
+        raise UserError(task.unjudged)
+    return task.filmed
 
 
-def _shoot(task: Task, spec: Spec, learners: Learners, takes: Sequence[_Take], seed: int) -> None:
+def _shoot(
+    task: Task,
+    spec: Spec,
+    learners: Learners,
+    takes: Sequence[_Take],
+    seed: int,
+    scale: Normalization,
+) -> None:
     """Run all takes at a time, each in an environment process of its own."""
-    _check_films(task)
-    count = len(takes)
+    count, (making, rendering) = len(takes), _filmed(task)
     ways = [take.job.arm.unweighted for take in takes]
     acts = {way: actor(way, learners, spec, seed) for way in ways}
     start = np.array([[take.job.start for take in takes]], np.int32)
@@ -132,14 +139,14 @@ def _shoot(task: Task, spec: Spec, learners: Learners, takes: Sequence[_Take], s
     workers = min(count, os.cpu_count() or 1)
     with (
         _headless(),
-        Workers(task, count, workers, width=SIZE, height=SIZE) as pool,
+        Workers(task, count, workers, **making) as pool,
         progress() as bar,
     ):
         shown = bar.add_task("filming", total=None, unit="pictures")
         while requests:
-            replies, pictures = _request(pool, requests)
+            replies, pictures = _request(pool, rendering, requests)
             for i, reply in replies.items():
-                obs[0, i] = reply.obs
+                obs[0, i] = scale.observed(reply.obs)
                 if goal is not None and reply.length == 0:
                     goal[0, i] = reply.goal
                 takes[i].add(reply, pictures[i])
@@ -151,7 +158,7 @@ def _shoot(task: Task, spec: Spec, learners: Learners, takes: Sequence[_Take], s
                 for part in (0, 1)
             )
             refuse_failed(counts)
-            chunks = actions.reshape(count, spec.chunk, spec.action)
+            chunks = scale.acted(actions.reshape(count, spec.chunk, spec.action))
             requests = {i: ("act", chunks[i]) for i, r in replies.items() if not r.done}
             turn += 1
 
@@ -169,11 +176,13 @@ def _headless() -> Iterator[None]:
             os.environ.pop("MUJOCO_GL", None)
 
 
-def _request(pool: Workers, requests: dict) -> tuple[dict[int, Reply], dict[int, Picture]]:
+def _request(
+    pool: Workers, rendering: dict, requests: dict
+) -> tuple[dict[int, Reply], dict[int, Picture]]:
     """Serve the requests; return also a picture of every environment that was asked."""
     try:
         replies = pool.request(requests)
-        return replies, pool.request(dict.fromkeys(replies, ("render", CAMERA)))
+        pictures = pool.request(dict.fromkeys(replies, ("render", rendering)))
     except Exception as error:
         reason = " ".join(str(error).split()) or "its process ended"
         raise UserError(
@@ -181,6 +190,14 @@ def _request(pool: Workers, requests: dict) -> tuple[dict[int, Reply], dict[int,
             f"({type(error).__name__}: {reason}); set MUJOCO_GL=egl and install libEGL "
             "(Debian: apt-get install libegl1), or MUJOCO_GL=osmesa and libosmesa6"
         ) from error
+    for picture in pictures.values():
+        if getattr(picture, "dtype", None) != np.uint8 or picture.shape[2:] != (3,):
+            raise UserError(
+                "cannot film: the environment renders no RGB images; its factory must pass "
+                'render_mode="rgb_array" on'
+            )
+    # H.264 takes even sizes alone.
+    return replies, {i: p[: len(p) // 2 * 2, : p.shape[1] // 2 * 2] for i, p in pictures.items()}
 
 
 def _captioned(picture: Picture, left: str, middle: str, right: str) -> Picture:

@@ -31,8 +31,9 @@ class Workers:
     """`slots` environments spread over `workers` processes.
 
     A request is ("reset", what the environment's reset takes by name), ("act", actions of shape
-    (chunk, action)) or ("render", camera), which is answered by an RGB image instead of a Reply.
-    The processes end when this one does, however it ends. `kwargs` are those of `Task.make`.
+    (chunk, action)) or ("render", what its render takes by name), which is answered by an RGB image
+    instead of a Reply. The processes end when this one does, however it ends. `kwargs` are those of
+    `Task.make`.
 
     Raises:
         UserError: they cannot be started, or (at a request) one has died.
@@ -131,5 +132,5 @@ def _act(task: Task, env: Any, actions: np.ndarray) -> Reply:
     return Reply(obs.astype(np.float32), total, length, done, success)
 
 
-def _render(env: Any, camera: str) -> np.ndarray:
-    return env.unwrapped.render(camera=camera)
+def _render(env: Any, kwargs: dict[str, Any]) -> np.ndarray:
+    return env.unwrapped.render(**kwargs)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -34,7 +34,7 @@ class GymnasiumTask:
     goals = 0
     goal_conditioned = False
     normalized = True
-    films = False
+    filmed: ClassVar = ({"render_mode": "rgb_array"}, {})
 
     def __init__(self, name: str, obs: Sequence[str] = ()):
         """Take "gymnasium:ID", or "module:factory", of which factory(**kwargs) makes one.
@@ -147,7 +147,7 @@ class NoTask:
     goals = 0
     goal_conditioned = False
     normalized = True
-    films = False
+    filmed = None
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         raise UserError(self.unjudged)

@@ -29,7 +29,8 @@ class Task(Protocol):
         goal_conditioned: whether goals are what is asked for, so that a critic needs them.
         key: under which `info` must say whether the task is solved; None if it need not.
         threshold: the return from which on an episode counts as solved; None if there is none.
-        films: whether its environments render from cameras, as `qgf report` does.
+        filmed: what `make` takes by name so that its environments render, and what
+            `render` does; None where there is no environment.
         normalized: whether data are normalized unless the settings say otherwise.
     """
 
@@ -41,7 +42,7 @@ class Task(Protocol):
     goals: int
     goal_conditioned: bool
     normalized: bool
-    films: bool
+    filmed: tuple[dict[str, Any], dict[str, Any]] | None
     key: str | None
     threshold: float | None
 

@@ -1,7 +1,7 @@
 """OGBench's tasks and goals: names, rewards computed from recorded states, five goals."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 
@@ -22,7 +22,7 @@ class OGBenchTask:
 
     goals = 5
     normalized = False
-    films = True
+    filmed: ClassVar = ({"width": 320, "height": 320}, {"camera": "front_pixels"})
     key = threshold = None
     unjudged = (
         "the run has no critic, so there is no task to evaluate; train one with `qgf train --env "
