@@ -20,7 +20,7 @@ from qgf.config import Config, Spec
 from qgf.files import read_json, write_json
 from qgf.learners import LEARNERS
 from qgf.methods import Learners, find_method, kinds_of, settings
-from qgf.run import of_seed
+from qgf.run import of_seed, read_config
 from qgf.tasks.ogbench import make_env
 
 
@@ -33,8 +33,9 @@ def main(board: tyro.conf.Positional[Path], timed: bool = False) -> None:
     """
     kept = read_json(board)
     result = kept.get("result", kept)
-    known = {field.name for field in dataclasses.fields(Config)}
-    config = Config(**{k: v for k, v in result["facts"]["config"].items() if k in known})
+    forms = (Config, *(learner.Hyper for learner in LEARNERS.values()))
+    known = {field.name for form in forms for field in dataclasses.fields(form)}
+    config = read_config({k: v for k, v in result["facts"]["config"].items() if k in known})
     for dataset, costs in result["costs"].items():
         for name, cost in costs.items():
             cost |= measure(name, dataset, config, timed)

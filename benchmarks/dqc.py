@@ -44,17 +44,17 @@ def _turn(kind: str, config: Config):
     )
     spec = SPEC
     if LEARNERS[kind].goal_conditioned:
-        spec = SPEC._replace(goal=GOAL)
+        spec, draws = SPEC._replace(goal=GOAL), config.of(LEARNERS[kind].Hyper)
         end = np.minimum(start // 1001 * 1001 + 1000, ROWS - 1)
         data = GoalChunks(
             data,
             data.obs[:, :GOAL],
             end,
-            long=config.critic_chunk,
+            long=draws.long(config.chunk),
             discount=config.discount,
-            p_current=config.goal_current,
-            p_trajectory=config.goal_trajectory,
-            sampling=config.goal_sampling,
+            p_current=draws.goal_current,
+            p_trajectory=draws.goal_trajectory,
+            sampling=draws.goal_sampling,
         )
     seeds = jnp.arange(1)
     fixed = Fixed(jax.device_put(data), seeds, config)

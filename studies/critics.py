@@ -21,6 +21,7 @@ from qgf.comparison import (
 )
 from qgf.evaluation import figures, paired_difference
 from qgf.files import read_value, write_value
+from qgf.learners import IQL as IQLCritic
 from qgf.methods import METHODS, Learners, settings
 from qgf.run import list_checkpoints, load_learner, of_seed
 from studies._rollouts import Chunks, accuracies, ranks, roll_out
@@ -95,14 +96,15 @@ def _loads(plan: Plan, preset: str) -> dict[str, Callable[[], Learners]]:
 
 def averaged(held: Learners) -> Learners:
     """Return the learners with a critic that is its networks' mean, not their minimum."""
-    config = dataclasses.replace(held["critic"].config, aggregation="mean")
+    critic = held["critic"]
+    config = critic.config.having(dataclasses.replace(critic.hyper, aggregation="mean"))
     return held | {"critic": dataclasses.replace(held["critic"], config=config)}
 
 
 def _other_expectile(plan: Plan, expectile: float) -> Learners:
     """Return the cloned policy and an IQL critic of another expectile."""
     folder = plan.out / "critics" / f"expectile-{expectile:g}"
-    config = dataclasses.replace(plan.config, expectile=expectile)
+    config = plan.config.having(IQLCritic.Hyper(expectile=expectile))
     train(plan, ENV, folder, config, policy=run_folder(plan, "policy", ENV))
     return {role: load_learner(folder, role) for role in ("policy", "critic")}
 

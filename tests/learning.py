@@ -1,5 +1,6 @@
 """What tests of learners share: a Gaussian whose flow is known, stand-ins, and training."""
 
+import dataclasses
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,9 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from qgf.config import Config
 from qgf.data.dataset import Batch
 
 MEAN, STD = np.array([0.1, -0.2]), np.array([0.2, 0.1])
+
+
+def configured(kind, **settings):
+    """The settings of a training and of a learner of this kind, by their names."""
+    own = {field.name for field in dataclasses.fields(kind.Hyper)} & settings.keys()
+    hyper = kind.Hyper(**{name: settings.pop(name) for name in own})
+    return Config(**settings, hyper=(hyper,))
 
 
 def gaussian_velocity(obs, action, t):

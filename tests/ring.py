@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from learning import configured
 
-from qgf.config import Config, Spec
+from qgf.config import Spec
 from qgf.data.dataset import Chunks
 from qgf.data.goals import GoalChunks, trajectory_ends
 from qgf.run._update import _average_targets, _split
@@ -22,16 +23,9 @@ DISCOUNT = 0.9
 SPEC = Spec(obs=1, action=1, chunk=CHUNK, goal=1)
 
 
-def config(**settings):
-    return Config(
-        **{
-            "chunk": CHUNK,
-            "critic_chunk": LONG,
-            "discount": DISCOUNT,
-            "target_rate": 0.05,
-        }
-        | settings
-    )
+def config(kind, **settings):
+    settings = {"chunk": CHUNK, "discount": DISCOUNT, "target_rate": 0.05} | settings
+    return configured(kind, **settings)
 
 
 class Table(eqx.Module):

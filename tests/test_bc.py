@@ -5,15 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import Spy, batch_of, normal
+from learning import Spy, batch_of, configured, normal
 
-from qgf.config import Config, Spec
+from qgf.config import Spec
 from qgf.learners.bc import BC
 
 
 def seen(times):
     """What a policy that returns twice its action sees of a batch, and the loss."""
-    config = Config(width=4, depth=1, times=times, denoise_steps=4)
+    config = configured(BC, width=4, depth=1, times=times, denoise_steps=4)
     spy = Spy(lambda obs, action, t: 2 * action)
     learner = eqx.tree_at(
         lambda x: x.policy, BC.create(Spec(3, 2, 2), config, jax.random.key(0)), spy

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from learning import configured
 
-from qgf.config import Config, Spec
+from qgf.config import Spec
 from qgf.core.networks import time_embedding
 from qgf.data.dataset import Batch
 from qgf.learners.bootstrapped import Bootstrapped
@@ -19,7 +20,7 @@ KEY = jax.random.key(3)
 def example(**settings):
     """A critic with a target of its own, a batch with both masks, and an actor."""
     settings = {"width": 16, "depth": 2, "discount": 0.9, "chunk": 2, "denoise_steps": 4} | settings
-    config, spec = Config(**settings), Spec(4, 3, 2)
+    config, spec = configured(Bootstrapped, **settings), Spec(4, 3, 2)
     learner = Bootstrapped.create(spec, config, jax.random.key(0))
     assert eqx.tree_equal(learner.q, learner.target_q)
     other = Bootstrapped.create(spec, config, jax.random.key(9))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import Spy, batch_of, bound, fit, normal, others as stand_ins
+from learning import Spy, batch_of, bound, configured, fit, normal, others as stand_ins
 
 from qgf.config import Config, Spec
 from qgf.core.flow import euler
@@ -82,7 +82,7 @@ def test_loss_equals_numpy(learner):
 
 
 def test_times_follow_the_configuration():
-    config = Config(width=4, depth=1, times="grid", denoise_steps=4)
+    config = configured(CFGRL, width=4, depth=1, times="grid", denoise_steps=4)
     spy = Spy(lambda obs, action, t: action)
     learner = CFGRL.create(Spec(3, 2, 2), config, jax.random.key(0))
     others = stand_ins(critic={"bind": bound(lambda obs, a: obs[:, 0]), "v": lambda obs: obs[:, 1]})

@@ -204,7 +204,7 @@ def test_arrays_without_a_hash_are_checked_by_themselves(copied):
         ('{"step": 20}', "is of step 20: .* was renamed"),
         ('{"step": 40, "sha256": {}}', "has no 'critic'"),
         ('{"step": 40, "sha256": {"critic": null}}', "critic is 'None' where str belongs"),
-        ('{"step": 40, "format": 3}', r"has format 3; this qgf reads 1 to 2: upgrade it"),
+        ('{"step": 40, "format": 4}', r"has format 4; this qgf reads 1 to 3: upgrade it"),
         ('{"step": 40, "format": null}', "has format None"),
         ('{"step": 40, "format": 2}', "its checksum differs"),
     ],
@@ -236,7 +236,7 @@ def test_a_changed_record_is_noticed_until_it_is_said(copied):
         text.replace('"discount": 0.99', '"discount": 0.98'),
         text.replace('"checksum"', '"checkson"'),
         text.replace('"format"', '"formas"'),
-        text.replace('"format": 2', '"format": 1'),
+        text.replace('"format": 3', '"format": 1'),
     ):
         assert flipped != text
         path.write_text(flipped)
@@ -265,8 +265,11 @@ def test_a_changed_record_is_noticed_until_it_is_said(copied):
         ({"config": {"width": "5"}}, "width cannot be '5'"),
         ({"config": {"steps": 5.0}}, "steps cannot be '5.0'"),
         ({"config": {"times": "never"}}, "times cannot be 'never'"),
-        ({"config": {"chunk_critic": 1}}, "chunk_critic cannot be '1'"),
-        ({"config": {"bc_weight": "1"}}, "bc_weight cannot be '1'"),
+        ({"config": {"hyper": {"bc": {"times": 1}, "iql": {}}}}, "times cannot be '1'"),
+        ({"config": {"hyper": {"bc": {}, "iql": {"widht": 1}}}}, "does not know, 'widht'"),
+        ({"config": {"hyper": {"bc": {}, "iql": {"expectile": 2.5}}}}, "expectile must lie in"),
+        ({"config": {"hyper": {"bc": {}}}}, "it has hyperparameters of other learners"),
+        ({"config": {"hyper": {"bc": []}}}, "bc is '.*' where dict belongs"),
         ({"config": {"width": -5}}, "width must lie between 1 and"),
     ],
 )
@@ -280,9 +283,10 @@ def test_a_record_of_another_form(change, message, copied):
 def test_an_older_record_gets_the_defaults_of_what_it_lacks(copied):
     path = copied / "config.json"
     record = read_record(path)
-    del record["config"]["distill_expectile"]
+    del record["config"]["target_rate"], record["config"]["hyper"]["iql"]["expectile"]
     write_json(path, record)  # of format 1
-    assert load_record(copied)["config"]["distill_expectile"] == TINY.distill_expectile
+    assert load_record(copied)["config"]["target_rate"] == TINY.target_rate
+    assert load_record(copied)["config"]["hyper"]["iql"]["expectile"] == 0.9
     assert load_learner(copied, "critic").config == TINY
 
 

@@ -285,7 +285,7 @@ def test_policy_of_another_shape(fails_to_train, data, run):
 
 
 def parsed(argv):
-    return qgf.commands.parse(["train", "--env", "e", "--data", "d", "--out", "o", *argv])
+    return qgf.commands.parse(["train", "--env", TASK, "--data", "d", "--out", "o", *argv])
 
 
 def test_options_reach_the_configuration():
@@ -301,10 +301,10 @@ def test_options_reach_the_configuration():
 def test_train_prints_where(capsys, monkeypatch):
     calls = []
     monkeypatch.setattr("qgf.run.trainer.train", lambda *a, **k: calls.append((a, k)))
-    main(["train", "--env", "e", "--data", "d", "--out", "o", "--seeds", "0..1", *SMALL])
+    main(["train", "--env", TASK, "--data", "d", "--out", "o", "--seeds", "0..1", *SMALL])
     assert calls == [
         (
-            ("e", Path("d"), Path("o"), TINY),
+            (TASK, Path("d"), Path("o"), TINY),
             {
                 "seeds": [0, 1],
                 "method": "qgf",

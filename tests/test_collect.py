@@ -529,8 +529,8 @@ def test_folder_without_dataset(tmp_path):
         load_manifest(tmp_path / "none")
     with pytest.raises(UserError, match="holds no dataset"):
         load_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": 3}')
-    with pytest.raises(UserError, match="has format 3"):
+    (tmp_path / "manifest.json").write_text('{"format": 4}')
+    with pytest.raises(UserError, match="has format 4"):
         load_manifest(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """The critics study: returns of real episodes by hand, accuracy against SciPy, words, figure."""
 
 import copy
-import dataclasses
 from types import SimpleNamespace
 
 import gymnasium
@@ -14,7 +13,7 @@ from telling import draws, tells
 
 from qgf.comparison.protocol import Plan
 from qgf.config import Config, Spec
-from qgf.learners import LEARNERS
+from qgf.learners import IQL, LEARNERS
 from studies import _rollouts, critics
 
 
@@ -123,7 +122,7 @@ def test_other_expectiles_are_trained_on_the_same_policy(tmp_path, monkeypatch):
     assert held == {"policy": (folder, "policy"), "critic": (folder, "critic")}
     (((_, env, path, config), options),) = calls
     assert (env, path, options) == (critics.ENV, folder, {"policy": tmp_path / "policy"})
-    assert config == dataclasses.replace(plan.config, expectile=0.97)
+    assert config == plan.config.having(IQL.Hyper(expectile=0.97))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from learning import configured
 
 from qgf.config import Config, Spec
 from qgf.core.flow import FAILED
@@ -128,8 +129,7 @@ def quadratic_critic(curvature):
     return SimpleNamespace(target_q=target_q)
 
 
-def dac_optimum(bc_weight, temperature):
-    del temperature
+def dac_optimum(bc_weight):
     return lambda noise, gradient, kept: noise - np.sqrt(1 - kept) * gradient / (2 * bc_weight)
 
 
@@ -140,17 +140,17 @@ def qsm_optimum(bc_weight, temperature):
 
 
 @pytest.mark.parametrize(
-    "kind, optimum, curvature, bc_weight, temperature",
+    "kind, optimum, curvature, hyper",
     [
-        (DAC, dac_optimum(100, None), 150, None, None),
-        (DAC, dac_optimum(3, None), 5, 3.0, None),
-        (QSM, qsm_optimum(10, 0.1), 80, None, None),
-        (QSM, qsm_optimum(2, 0.5), 3, 2.0, 0.5),
+        (DAC, dac_optimum(100), 150, {}),
+        (DAC, dac_optimum(3), 5, {"bc_weight": 3.0}),
+        (QSM, qsm_optimum(10, 0.1), 80, {}),
+        (QSM, qsm_optimum(2, 0.5), 3, {"bc_weight": 2.0, "temperature": 0.5}),
     ],
 )
-def test_optimum_on_a_gaussian_policy(kind, optimum, curvature, bc_weight, temperature):
+def test_optimum_on_a_gaussian_policy(kind, optimum, curvature, hyper):
     rows = 200_000
-    config = Config(width=8, depth=2, bc_weight=bc_weight, temperature=temperature)
+    config = configured(kind, width=8, depth=2, **hyper)
     action = MEAN + STD * jax.random.normal(jax.random.key(1), (rows, 1))
     obs, zero = jnp.zeros((rows, 1)), jnp.zeros(rows)
     batch = Batch(obs, action, zero, zero, obs)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import reference
 import ring
-from learning import normal
+from learning import configured, normal
 
-from qgf.config import Config, Spec
+from qgf.config import Spec
 from qgf.data.goals import FAR, GoalBatch
 from qgf.errors import UserError
 from qgf.learners.dqc import DQC
@@ -25,7 +25,9 @@ HORIZON, DISCOUNT = 3, 0.9
 def example(**settings):
     """A learner with a target of its own, and a batch with all kinds of distances."""
     settings = {"width": 16, "depth": 1, "discount": DISCOUNT, "chunk": 2} | settings
-    config = Config(critic_chunk=HORIZON, backup_level=0.7, distill_expectile=0.6, **settings)
+    config = configured(
+        DQC, critic_chunk=HORIZON, backup_level=0.7, distill_expectile=0.6, **settings
+    )
     create = eqx.filter_jit(DQC.create)
     learner, other = (create(SPEC, config, jax.random.key(seed)) for seed in (0, 9))
     assert eqx.tree_equal(learner.q, learner.target_q)
@@ -57,8 +59,8 @@ def cross_entropy(logit, target):
 
 def expected_metrics(learner, batch):
     """The losses and mean values in float64, as the paper writes them."""
-    config, whole = learner.config, np.asarray(batch.whole, np.float64)
-    aggregate = np.min if config.aggregation == "min" else np.mean
+    hyper, whole = learner.hyper, np.asarray(batch.whole, np.float64)
+    aggregate = np.min if hyper.aggregation == "min" else np.mean
     pool = lambda logits: aggregate(sigmoid(logits), axis=0)  # noqa: E731
     next_v = sigmoid(reference.mlp(learner.v.mlp, batch.long_next_obs, batch.goal)[:, 0])
     backup = np.zeros(8)
@@ -66,7 +68,7 @@ def expected_metrics(learner, batch):
         reached = distance <= HORIZON
         backup[i] = DISCOUNT**distance if reached else DISCOUNT**HORIZON * next_v[i]
     metrics, target, level = {}, backup, 0.5
-    if config.chunk_critic:
+    if hyper.chunk_critic:
         chunk_q = members(learner.chunk_q, batch.obs, batch.goal, batch.long_action)
         metrics["chunk_loss"] = (whole * cross_entropy(chunk_q, backup)).mean()
         metrics["chunk_q"] = sigmoid(chunk_q).mean()
@@ -78,7 +80,7 @@ def expected_metrics(learner, batch):
     v = reference.mlp(learner.v.mlp, batch.obs, batch.goal)[:, 0]
     weight = np.where(target_q >= sigmoid(v), 0.7, 1 - 0.7)
     error = abs(np.log(target_q / (1 - target_q)) - v)
-    if config.backup == "expectile":
+    if hyper.backup == "expectile":
         error = cross_entropy(v, target_q)
     metrics["value_loss"] = (whole * weight * error).mean()
     return metrics | {"q": sigmoid(q).mean(), "v": sigmoid(v).mean()}
@@ -176,16 +178,17 @@ def test_the_critic_of_goals_and_its_gradient(aggregation, ensemble):
 
 
 def test_the_critics_chunk_covers_the_policys():
-    config = Config(chunk=2, critic_chunk=1)
+    config = configured(DQC, chunk=2, critic_chunk=1)
     with pytest.raises(UserError, match=r"critic_chunk \(1\) must be at least chunk \(2\)"):
         DQC.create(SPEC, config, KEY)
-    learner = DQC.create(SPEC, Config(chunk=2, critic_chunk=2, width=8, depth=1), KEY)
+    learner = DQC.create(SPEC, configured(DQC, chunk=2, critic_chunk=2, width=8, depth=1), KEY)
     assert learner.chunk_q.members[0].kernels[0].shape == learner.q.members[0].kernels[0].shape
 
 
 def test_values_are_those_of_the_shortest_paths():
     """High levels pick the best of what deterministic data did: V = γ^(fewest steps)."""
-    learner = ring.tabular(DQC, ring.config(backup_level=0.97, distill_expectile=0.99))
+    levels = {"backup_level": 0.97, "distill_expectile": 0.99}
+    learner = ring.tabular(DQC, ring.config(DQC, critic_chunk=ring.LONG, **levels))
     learner = ring.learn(learner, steps=1500, rate=0.05)
     states, distance = ring.pairs()
     assert distance.max() > ring.LONG  # one chunk does not get there

@@ -11,6 +11,7 @@ from learning import (
     Spy,
     batch_of,
     bound,
+    configured,
     draw_gaussian,
     fit,
     gaussian_velocity,
@@ -18,7 +19,7 @@ from learning import (
     others as stand_ins,
 )
 
-from qgf.config import Config, Spec
+from qgf.config import Spec
 from qgf.core.critic import Ensemble, aggregate
 from qgf.core.networks import time_embedding
 from qgf.learners.edp import EDP
@@ -27,7 +28,9 @@ SLOPE = np.array([2.0, -1.0])  # Q(s, a) = SLOPE · a
 
 
 def edp(**settings):
-    return EDP.create(Spec(2, 2, 1), Config(width=32, depth=2, **settings), jax.random.key(0))
+    return EDP.create(
+        Spec(2, 2, 1), configured(EDP, width=32, depth=2, **settings), jax.random.key(0)
+    )
 
 
 @pytest.mark.parametrize("weight", [1e4, 8.0])

@@ -42,7 +42,7 @@ def test_a_record_comes_back(tmp_path):
     write_record(tmp_path / "r", RECORD)
     assert read_record(tmp_path / "r") == {**RECORD, "e": [3, 4]}
     text = json.loads((tmp_path / "r").read_text())
-    assert text["format"] == 2 and len(text["checksum"]) == 32
+    assert text["format"] == 3 and len(text["checksum"]) == 32
 
 
 def test_keys_that_are_numbers_are_sealed_as_they_are_read(tmp_path):

@@ -10,6 +10,7 @@ from learning import (
     Spy,
     batch_of,
     bound,
+    configured,
     draw_gaussian,
     fit,
     gaussian_flow,
@@ -18,7 +19,7 @@ from learning import (
     others as stand_ins,
 )
 
-from qgf.config import Config, Spec
+from qgf.config import Spec
 from qgf.core.critic import Ensemble
 from qgf.learners.fql import FQL
 from qgf.methods.table import METHODS
@@ -27,7 +28,9 @@ SLOPES = np.array([[2.0, 0.0], [0.0, -1.0]])  # Q_i(s, a) = SLOPES_i · a
 
 
 def fql(**settings):
-    return FQL.create(Spec(2, 2, 1), Config(width=32, depth=2, **settings), jax.random.key(0))
+    return FQL.create(
+        Spec(2, 2, 1), configured(FQL, width=32, depth=2, **settings), jax.random.key(0)
+    )
 
 
 @pytest.mark.parametrize("weight", [1e4, 8.0])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import reference
 import ring
-from learning import normal
+from learning import configured, normal
 
-from qgf.config import Config, Spec
+from qgf.config import Spec
 from qgf.data.goals import FAR, GoalBatch
 from qgf.learners.goal_iql import GoalIQL
 
@@ -22,7 +22,7 @@ KEY = jax.random.key(3)
 def example(**settings):
     """A learner with a target of its own, and a batch with all kinds of distances."""
     settings = {"width": 16, "depth": 1, "discount": 0.9, "expectile": 0.7} | settings
-    config, spec = Config(chunk=3, **settings), Spec(obs=4, action=2, chunk=3, goal=2)
+    config, spec = configured(GoalIQL, chunk=3, **settings), Spec(obs=4, action=2, chunk=3, goal=2)
     create = eqx.filter_jit(GoalIQL.create)
     learner, other = (create(spec, config, jax.random.key(seed)) for seed in (0, 9))
     assert eqx.tree_equal(learner.q, learner.target_q)
@@ -103,7 +103,7 @@ def test_gradient_for_samplers_equals_finite_differences():
 
 def test_values_are_those_of_the_shortest_paths():
     """A high expectile picks the best of what deterministic data did."""
-    learner = ring.tabular(GoalIQL, ring.config(expectile=0.99))
+    learner = ring.tabular(GoalIQL, ring.config(GoalIQL, expectile=0.99))
     learner = ring.learn(learner, steps=2000, rate=0.2)
     states, distance = ring.pairs()
     truth = -(1 - ring.DISCOUNT**distance) / (1 - ring.DISCOUNT)

@@ -17,6 +17,7 @@ from qgf.data.dataset import Dataset
 from qgf.data.goals import GoalDataset
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import evaluate
+from qgf.learners import DQC
 from qgf.methods.table import METHODS
 from qgf.run.checkpoint import load_learner, load_record
 from qgf.run.trainer import train
@@ -28,6 +29,7 @@ ENV = "cube-single-play-oraclerep-v0"
 PAPER = ("puzzle-4x5", "cube-triple", "cube-quadruple", "puzzle-4x6", "cube-octuple")
 HEEDFUL = [name for name, m in METHODS.items() if m.kind == "test-time" and name != "bc"]
 KEY = jax.random.key(0)
+CHUNKS = {"chunk": 5, "discount": 0.99}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_policy_is_the_single_task_runs(run, goal_run):
 
 def test_goals_are_ogbenchs(data):
     """The oracle representation of a state is what the environment calls its goal there."""
-    dataset = GoalDataset(find_task(ENV).open(data), TINY)
+    dataset = GoalDataset(find_task(ENV).open(data), DQC.Hyper(), **CHUNKS)
     chunks = dataset.validation()
     env = qgf.make_env(ENV)
     with np.load(next(Path(data).glob("*-val.npz"))) as file:
@@ -66,14 +68,15 @@ def test_goals_are_ogbenchs(data):
         np.testing.assert_allclose(
             chunks.goal[row], env.unwrapped.compute_oracle_observation(), atol=1e-5
         )
-    whole = GoalDataset(find_task("cube-single-play-v0").open(data), TINY).validation()
+    source = find_task("cube-single-play-v0").open(data)
+    whole = GoalDataset(source, DQC.Hyper(), **CHUNKS).validation()
     np.testing.assert_array_equal(whole.goal, whole.chunks.obs)
 
 
 def test_policy_batch_is_that_of_a_task(data):
     """So that the same seed clones the same policy, with goals or without."""
-    plain = Dataset(find_task(TASK).open(data), chunk=5, discount=0.99).validation()
-    goals = GoalDataset(find_task(ENV).open(data), TINY).validation()
+    plain = Dataset(find_task(TASK).open(data), **CHUNKS).validation()
+    goals = GoalDataset(find_task(ENV).open(data), DQC.Hyper(), **CHUNKS).validation()
     a, b = (jax.device_put(chunks).sample(KEY, 64) for chunks in (plain, goals))
     np.testing.assert_array_equal(a.obs, b.obs)
     np.testing.assert_array_equal(a.action, b.action)
@@ -175,7 +178,7 @@ def test_unfit_training(data, tmp_path, env, options, message):
 
 def test_short_critic_chunk(data, tmp_path):
     with pytest.raises(UserError, match=r"critic_chunk \(3\) must be at least chunk \(5\)"):
-        train(ENV, data, tmp_path / "run", replace(TINY, critic_chunk=3))
+        train(ENV, data, tmp_path / "run", TINY.having(DQC.Hyper(critic_chunk=3)))
 
 
 def test_runs_of_goals_and_of_tasks_do_not_mix(run, goal_run):
@@ -192,7 +195,7 @@ def test_a_tasks_critic_may_guide_a_policy_trained_for_goals(run, goal_run, shor
 @pytest.mark.parametrize("domain", PAPER)
 def test_domains_of_the_paper(domain, tmp_path, short):
     collect(f"{domain}-play-v0", tmp_path / "data", 1, 1, 1, 1, 0, 61)
-    config = replace(TINY, steps=20, critic_chunk=10)
+    config = replace(TINY, steps=20, hyper=(DQC.Hyper(critic_chunk=10),))
     train_and_release(f"{domain}-play-oraclerep-v0", tmp_path / "data", tmp_path / "run", config)
     result = evaluate(tmp_path / "run", [0.5], episodes=1, tune_episodes=1, workers=1, slots=5)
     assert len(result["qgf"]["goals"]) == 5

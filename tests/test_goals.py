@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qgf.config import Config
 from qgf.data.dataset import Chunks
 from qgf.data.goals import FAR, GoalChunks, GoalDataset, trajectory_ends
+from qgf.learners import DQC
 from qgf.tasks import find_task
 
 CHUNK, LONG = 3, 5
@@ -139,15 +139,11 @@ def test_the_goal_is_independent_of_the_chunk():
 
 
 def test_a_data_set_passes_its_settings_on(data):
-    config = Config(
-        chunk=3,
-        critic_chunk=7,
-        discount=0.6,
-        goal_current=0.15,
-        goal_trajectory=0.6,
-        goal_sampling="geometric",
+    draws = DQC.Hyper(
+        critic_chunk=7, goal_current=0.15, goal_trajectory=0.6, goal_sampling="geometric"
     )
-    dataset = GoalDataset(find_task("cube-single-play-oraclerep-v0").open(data), config)
+    source = find_task("cube-single-play-oraclerep-v0").open(data)
+    dataset = GoalDataset(source, draws, chunk=3, discount=0.6)
     chunks = jax.device_put(dataset.validation())
     start = np.asarray(chunks.chunks.start)
     index = np.tile(np.arange(len(start)), 300)

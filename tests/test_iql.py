@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import TINY
+from learning import configured
 
 from qgf.config import Config, Spec
 from qgf.data.dataset import Batch, Chunks
@@ -57,13 +58,13 @@ def fixed_point(config):
                 q[s, a] = backup[(state == s) & (action == a)].mean()
         for s in range(STATES):
             counts = [((state == s) & (action == a)).sum() for a in range(ACTIONS)]
-            v[s] = reference.expectile(list(q[s]), counts, config.expectile)
+            v[s] = reference.expectile(list(q[s]), counts, config.of(IQL.Hyper).expectile)
     return q, v
 
 
 @pytest.mark.parametrize("expectile, aggregation", [(0.9, "min"), (0.5, "mean")])
 def test_losses_lead_to_the_expectile_fixed_point(expectile, aggregation):
-    config = Config(discount=0.9, chunk=3, expectile=expectile, aggregation=aggregation)
+    config = configured(IQL, discount=0.9, chunk=3, expectile=expectile, aggregation=aggregation)
     state, action, reward, mask, following = transitions()
     batch = Batch(
         one_hot(state, STATES),
@@ -93,7 +94,7 @@ def test_losses_lead_to_the_expectile_fixed_point(expectile, aggregation):
 
 @pytest.fixture
 def example():
-    config = Config(width=16, depth=2, discount=0.9, chunk=2, expectile=0.7)
+    config = configured(IQL, width=16, depth=2, discount=0.9, chunk=2, expectile=0.7)
     learner = IQL.create(Spec(4, 3, 2), config, jax.random.key(0))
     other = IQL.create(Spec(4, 3, 2), config, jax.random.key(9))
     learner = eqx.tree_at(lambda x: x.target_q, learner, other.q)

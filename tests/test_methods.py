@@ -12,6 +12,7 @@ import pytest
 from conftest import TASK, TINY
 
 import qgf
+from qgf.commands import parse
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import _arms, _named, evaluate
 from qgf.learners import LEARNERS
@@ -175,8 +176,15 @@ def test_the_page_on_adding_a_method(base, data, obs, tmp_path):
         for block in blocks:
             exec(block, names)
         out = tmp_path / "awr"
-        train(TASK, data, out, SHORT, seeds=(3, 5), method="awr", base=base)
+        config = dataclasses.replace(SHORT, hyper=names["config"].hyper)
+        train(TASK, data, out, config, seeds=(3, 5), method="awr", base=base)
         assert load_record(out)["learners"] == {"awr": "awr"}
+        assert load_record(out)["config"]["hyper"] == {"awr": {"temperature": 3.0}}
+        assert load_learner(out, "awr").hyper == names["AWR"].Hyper(temperature=3.0)
+        words = ["train", "--out", "o", "--method", "awr", "--base", str(base)]
+        assert parse([*words, "--temperature", "3"]).config.hyper == names["config"].hyper
+        with pytest.raises(UserError, match=r"qam, qsm-bc, awr have it .* trained is bc, iql$"):
+            parse(["train", "--out", "o", "--temperature", "3"])
         plain = qgf.load(base, method="bc").act(obs, key=KEY)
         for policy, weight in (
             (qgf.load(out), 0.0),

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 import reference
-from learning import bound
+from learning import bound, configured
 
-from qgf.config import Config, Spec
+from qgf.config import Spec
 from qgf.core.critic import Ensemble
 from qgf.core.flow import FlowPolicy, euler
 from qgf.core.networks import time_embedding
@@ -102,10 +102,10 @@ def test_lean_adjoint_equals_finite_differences(path):
     np.testing.assert_allclose(v, v_expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("temperature", [None, 0.7])
-def test_loss_and_its_gradient_equal_finite_differences(path, temperature):
+@pytest.mark.parametrize("hyper", [{}, {"temperature": 0.7}])
+def test_loss_and_its_gradient_equal_finite_differences(path, hyper):
     fine, base, obs, _, points = path
-    config = Config(width=8, depth=2, denoise_steps=STEPS, temperature=temperature)
+    config = configured(QAM, width=8, depth=2, denoise_steps=STEPS, **hyper)
     q = Ensemble(OBS, ACTION, members=2, width=8, depth=2, key=jax.random.key(4))
 
     def mean_q(action):
@@ -113,7 +113,7 @@ def test_loss_and_its_gradient_equal_finite_differences(path, temperature):
         return np.mean([reference.mlp(m, obs, action)[:, 0] for m in q.members], axis=0)
 
     assert (abs(points[-1]) > 1).any() and (abs(points[-1]) < 1).any()  # both sides of the clip
-    end = -(temperature or 0.1) * reference.finite_differences(mean_q, points[-1])
+    end = -hyper.get("temperature", 0.1) * reference.finite_differences(mean_q, points[-1])
     adjoint = adjoints(base, obs, points, end)
 
     def loss(flow):
@@ -215,7 +215,7 @@ def sample(velocity, steps):
 
 
 def learner_of(steps, width=8):
-    config = Config(width=width, depth=2, denoise_steps=steps, temperature=TEMPERATURE)
+    config = configured(QAM, width=width, depth=2, denoise_steps=steps, temperature=TEMPERATURE)
     return QAM.create(Spec(1, 1, 1), config, jax.random.key(0))
 
 

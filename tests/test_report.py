@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import functools
 import html.parser
 import io
@@ -19,6 +20,7 @@ from qgf.errors import UserError
 from qgf.evaluation import evaluate
 from qgf.reports import video
 from qgf.reports._report import _verdict, report
+from qgf.run import read_config
 from qgf.run._evaluation import write_evaluation
 from qgf.tasks._workers import Workers
 
@@ -131,7 +133,8 @@ def test_commands_parse_to_what_was_run(evaluated, data):
     lines = [shlex.split(line) for line in text.splitlines() if line.startswith("qgf ")]
     train, evaluation, page = map(parse, lines)
     record = json.loads((evaluated / "config.json").read_text())
-    assert train["config"] == record["config"]
+    config = dataclasses.asdict(read_config(record["config"]))
+    assert train["config"] == json.loads(json.dumps(config))
     assert (train["env"], train["data"]) == (record["env"], str(data))
     assert train["out"] == evaluation["run"] == page["run"] == str(evaluated)
     assert commands._parse_seeds(train["seeds"]) == record["seeds"]

@@ -60,7 +60,7 @@ def test_gradient_is_that_of_the_expected_q_of_the_clean_action(slope):
 
 
 def test_loss_equals_numpy():
-    learner = untrained(times="grid", denoise_steps=2)
+    learner = untrained(denoise_steps=2)
     batch = batch_of(normal(4000, 2), normal(4000, 2, seed=1))
     critic = lambda obs, action: 3 * action[:, 0] - obs[:, 1]  # noqa: E731
     spy = Spy(lambda obs, action, embedding: action[:, :1] + embedding[:, :1])

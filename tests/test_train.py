@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_not_resumed(run, data, tmp_path):
 def test_an_older_run_without_a_newer_setting_is_resumed(run, data, tmp_path):
     out = shutil.copytree(run, tmp_path / "run")
     record = read_record(out / "config.json")
-    del record["config"]["distill_expectile"]
+    del record["config"]["hyper"]["iql"]["expectile"]
     write_json(out / "config.json", record)
     for path in out.glob("checkpoints/*/state.json"):
         write_json(path, {"step": read_record(path)["step"], "validation_loss": 1.0})

@@ -1,5 +1,6 @@
 """A run and a dataset that version 0.1.0 wrote: they load, act as they did, and go on."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,9 +10,8 @@ import numpy as np
 import pytest
 
 import qgf
-from qgf.config import Config
 from qgf.data import load_manifest
-from qgf.run import load_record, train
+from qgf.run import load_record, read_config, train
 
 WRITTEN = Path(__file__).parent / "fixtures" / "version-0.1.0"
 
@@ -33,7 +33,7 @@ def test_a_run_of_version_0_1_0_goes_on(written):
     record = load_record(written / "run")
     folder = Path(record["data"]["folder"])
     assert folder == written / "data" and load_manifest(folder).complete
-    config = Config(**(record["config"] | {"steps": 40}))
+    config = dataclasses.replace(read_config(record["config"]), steps=40)
     train(record["env"], folder, written / "run", config, seeds=(3, 5), resume=True)
     lines = (written / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]

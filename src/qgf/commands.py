@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import re
 import sys
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from qgf.data.readers import Fields
 
 Positional = tyro.conf.Positional
+# Of a Config, `hyper` has options elsewhere.
+_Settings = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.SuppressFixed]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Train:
     """continue the run in --out"""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """where metrics go beside metrics.jsonl"""
-    config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["laptop"]
+    config: _Settings = PRESETS["laptop"]
 
     def __call__(self) -> None:
         _check_devices()
@@ -274,7 +275,7 @@ class Compare:
     """of the environments and the noise"""
     preset: Literal["laptop", "paper"] = "laptop"
     """the values below that are not given"""
-    config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["laptop"]
+    config: _Settings = PRESETS["laptop"]
 
     def __call__(self) -> None:
         _check_devices()
@@ -430,6 +431,29 @@ class Demo:
         demo(self.out, workers=self.workers)
 
 
+def _trained(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the kinds of learners that `qgf train` would train, twice."""
+    from qgf.run import kinds_to_train
+
+    env, method, critic, policy, base = (
+        _value(words, flag) for flag in ("--env", "--method", "--critic", "--policy", "--base")
+    )
+    kinds = kinds_to_train(env, method or Train.method, critic, policy, base)
+    return kinds, kinds
+
+
+def _compared(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the kinds of learners that `qgf compare` needs, and all.
+
+    So that its options mean the same for methods that are added later.
+    """
+    from qgf.comparison import kinds_compared
+    from qgf.learners import LEARNERS
+
+    methods, envs = (_values(words, flag) for flag in ("--methods", "--envs"))
+    return kinds_compared(methods or Compare.methods, envs), [*LEARNERS]
+
+
 COMMANDS: dict[str, type] = {
     "collect": Collect,
     "train": Train,
@@ -448,6 +472,8 @@ LISTS = {
     for field in dataclasses.fields(kind)
     if "tuple[" in str(field.type) and "Path" not in str(field.type)
 }
+# Whose options a command has, and which learners they are for, by its words.
+TRAINING = {"train": _trained, "compare": _compared}
 MOST_SEEDS = 1_000
 
 
@@ -458,26 +484,27 @@ def parse(argv: list[str]) -> Callable[[], None]:
             f"no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}"
         )
     _check_words(argv)
-    missing = tyro.MISSING
-    config = _default_config(argv)
-    defaults = {
-        "train": Train(missing, config=config),
-        "compare": Compare(missing, missing, missing, config=config),
-    }
+    commands, words = dict(COMMANDS), argv[1:]
+    trains = bool(argv) and argv[0] in TRAINING
+    if trains:
+        from qgf._options import settled, with_options  # which import JAX
+
+        shown, meant = TRAINING[argv[0]](words)
+        config = _default_config(words)
+        commands[argv[0]] = with_options(commands[argv[0]], shown, config, words)
     kinds = [
-        Annotated[
-            kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))
-        ]
-        for name, kind in COMMANDS.items()
+        Annotated[kind, tyro.conf.subcommand(name, default=tyro.MISSING_NONPROP)]
+        for name, kind in commands.items()
     ]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(Union[tuple(kinds)], args=argv, prog="qgf")  # noqa: UP007
+            command = tyro.cli(Union[tuple(kinds)], args=argv, prog="qgf")  # noqa: UP007
     except SystemExit as stop:
         if not stop.code:  # the help, which is printed
             return lambda: None
         raise UserError(_one_line(printed.getvalue())) from None
+    return settled(command, meant, config, words) if trains else command
 
 
 def _check_words(argv: list[str]) -> None:
@@ -517,20 +544,28 @@ def _default_config(argv: list[str]) -> Config:
     """Return the settings of --preset or --base, which stand for what is not given."""
     name, base = _value(argv, "--preset"), _value(argv, "--base")
     if base is not None and name is None:
-        from qgf.run.checkpoint import load_record
+        from qgf.run import load_record, read_config
 
-        return Config(**load_record(Path(base))["config"])
+        return read_config(load_record(Path(base))["config"])
     return PRESETS.get(name or "laptop", PRESETS["laptop"])
 
 
+def _values(argv: list[str], flag: str) -> list[str]:
+    """Return what the command line gives for a flag, the last time, before it is parsed."""
+    values: list[str] = []
+    open_ = False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            open_ = name == flag
+            values = ([value] if equals else []) if open_ else values
+        elif open_:
+            values.append(word)
+    return values
+
+
 def _value(argv: list[str], flag: str) -> str | None:
-    """Return what the command line gives for a flag, before it is parsed."""
-    for word, following in itertools.zip_longest(argv, argv[1:]):
-        if word == flag:
-            return following
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
+    return next(iter(_values(argv, flag)), None)
 
 
 def _parse_seeds(text: str) -> list[int]:

@@ -1,12 +1,11 @@
-"""Hyperparameters of training, and the two presets."""
+"""Settings of training, the form of those of a learner, and the two presets."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from qgf.core.critic import Aggregation
 from qgf.errors import UserError, check_counts, check_seed
 
 
@@ -24,9 +23,45 @@ class Spec(NamedTuple):
         return self.chunk * self.action
 
 
+def share(default: float, *, zero: bool = False) -> Any:
+    """Return a dataclass field whose values lie in (0, 1]; in [0, 1] with `zero`."""
+    return dataclasses.field(default=default, metadata={"share": "[" if zero else "("})
+
+
+def check_fields(settings: Any) -> None:
+    """Raise UserError unless all numbers of a dataclass are counts, shares or positive."""
+    for field in dataclasses.fields(settings):
+        name, value, bracket = (
+            field.name,
+            getattr(settings, field.name),
+            field.metadata.get("share"),
+        )
+        if field.type is int:
+            check_counts({name: value})
+        elif bracket and not (0 < value <= 1 or (bracket == "[" and value == 0)):
+            raise UserError(f"{name} must lie in {bracket}0, 1], got {value}")
+        elif not bracket and type(value) in (int, float) and not 0 < value < math.inf:
+            raise UserError(f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Hyperparameters that a learner has of its own. Each has a default; its docstring is the help.
+
+    A learner declares them as a dataclass `Hyper` inside it. Those that learners share are declared
+    once, in what they inherit from.
+    """
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+Own = TypeVar("Own", bound=Hyper)
+
+
 @dataclass(frozen=True)
 class Config:
-    """Every number a training run depends on, beside its data and seeds."""
+    """The settings of a training run, beside its data and seeds."""
 
     steps: int = 20_000
     """gradient steps"""
@@ -42,43 +77,13 @@ class Config:
     """environment steps that one action chunk covers (h)"""
     denoise_steps: int = 10
     """Euler steps from noise to action (T)"""
-    times: Literal["uniform", "grid"] = "uniform"
-    """flow times of the BC loss: U[0, 1], or the grid that sampling visits"""
-    discount: float = 0.99
+    discount: float = share(0.99)
     """discount γ per environment step"""
-    expectile: float = 0.9
-    """expectile of the value regression"""
-    ensemble: int = 2
-    """Q networks"""
-    aggregation: Aggregation = "min"
-    """how the ensemble's values become one"""
-    target_rate: float = 0.005
+    target_rate: float = share(0.005)
     """share of the online Q that enters the target Q at every step"""
-    bc_weight: float | None = None
-    """weight of the imitation term of train-time methods (FQL's α, EDP's λ, DAC's α, QSM's α);
-    by default the method's own"""
-    temperature: float | None = None
-    """scale τ of the critic's gradient in train-time methods (QAM, QSM); by default the
-    method's own"""
     sparse_rewards: bool = False
     """reward -1 until a task is solved and 0 then, in place of the task's own (which, with
     several objects, counts those not in place)"""
-    critic_chunk: int = 25
-    """environment steps that DQC's chunk critic covers (h_c), and over which it backs up"""
-    chunk_critic: bool = True
-    """whether DQC has a chunk critic; without, its action critic takes the backup itself"""
-    backup: Literal["quantile", "expectile"] = "quantile"
-    """regression of DQC's value onto the action critic"""
-    backup_level: float = 0.93
-    """which quantile or expectile of it (κ_b)"""
-    distill_expectile: float = 0.8
-    """expectile of DQC's action critic over the chunk critic (κ_d)"""
-    goal_current: float = 0.2
-    """share of training goals that are the current state"""
-    goal_trajectory: float = 0.5
-    """share of training goals ahead in the same trajectory; the rest are random states"""
-    goal_sampling: Literal["uniform", "geometric"] = "uniform"
-    """how goals ahead are drawn: all alike, or so many steps ahead with probability ~ γ^steps"""
     dispatch_steps: int = 100
     """gradient steps compiled into one device call"""
     normalize_observations: Literal["auto", "none", "standard"] = "auto"
@@ -98,29 +103,36 @@ class Config:
     rotate_every: int = 1_000
     """gradient steps between rotations of a set that does not fit"""
 
+    hyper: tuple[Hyper, ...] = ()
+    """hyperparameters of learners; others have their defaults"""
+
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            positive = type(value) not in (int, float) or name.startswith("goal_") or value > 0
-            if field.type is int:
-                check_counts({name: value})
-            elif not positive or (type(value) is float and not math.isfinite(value)):
-                raise UserError(f"{name} must be positive, got {value}")
-        for name in ("expectile", "target_rate", "discount", "backup_level", "distill_expectile"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
-        shares = (self.goal_current, self.goal_trajectory)
-        if min(shares) < 0 or sum(shares) > 1:
+        check_fields(self)
+        wrong = [each for each in self.hyper if not isinstance(each, Hyper)]
+        if wrong or len({type(each) for each in self.hyper}) < len({*self.hyper}):
             raise UserError(
-                "goal_current and goal_trajectory must be shares that sum to at most 1, got "
-                f"{shares[0]} and {shares[1]}"
+                "hyper must hold hyperparameters of different learners, as in "
+                f"(IQL.Hyper(expectile=0.7), BC.Hyper()), got {self.hyper}"
             )
+        # What says the same is equal.
+        kept = (each for each in {*self.hyper} if each != type(each)())
+        object.__setattr__(self, "hyper", tuple(sorted(kept, key=lambda each: repr(type(each)))))
         for name in ("log_every", "validate_every", "checkpoint_every", "rotate_every"):
             if getattr(self, name) % self.dispatch_steps:
                 raise UserError(
                     f"{name} must be a multiple of dispatch_steps ({self.dispatch_steps}), "
                     f"got {getattr(self, name)}"
                 )
+
+    def of(self, kind: type[Own]) -> Own:
+        """Return the hyperparameters of a learner, `kind` being its class of them."""
+        return next((each for each in self.hyper if type(each) is kind), kind())
+
+    def having(self, *hyper: Hyper) -> "Config":
+        """Return these settings with other hyperparameters of the learners that these are of."""
+        kinds = {type(each) for each in hyper}
+        others = (each for each in self.hyper if type(each) not in kinds)
+        return dataclasses.replace(self, hyper=(*others, *hyper))
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ from qgf.errors import UserError
 TEMPORARY = ".qgf-"
 """how the name of every temporary file or folder begins"""
 LOCK = ".lock"
-FORMAT = 2
+FORMAT = 3
 """of records: 1 has no checksum"""
 EDITED = "edited"
 """what a person writes in place of a record's checksum after changing it on purpose"""
@@ -245,12 +245,12 @@ def read_record(path: str | Path) -> dict[str, Any]:
     form = record.get("format", 1)
     if type(form) is not int or not 1 <= form <= FORMAT:
         raise UserError(f"{path} has format {form!r:.40}; this qgf reads 1 to {FORMAT}: upgrade it")
-    if form == FORMAT and record.get("checksum") != EDITED and not sealed(record):
+    if form > 1 and record.get("checksum") != EDITED and not sealed(record):
         raise UserError(
             f"{path} is not what was written (its checksum differs): restore it; or, if it was "
             f'changed on purpose, say so by "checksum": "{EDITED}" in it'
         )
-    if form < FORMAT and "checksum" in record:
+    if form == 1 and "checksum" in record:
         raise UserError(f"{path} is damaged: it has a checksum, but not its format")
     return {key: value for key, value in record.items() if key not in ("format", "checksum")}
 

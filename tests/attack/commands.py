@@ -24,6 +24,7 @@ import qgf.cli
 from qgf._checkout import import_studies
 from qgf.commands import COMMANDS
 from qgf.config import Config
+from qgf.learners import LEARNERS
 from qgf.tasks.ogbench.collect import collect
 
 SECONDS = 20
@@ -41,10 +42,15 @@ WORDS = (
     *("cube-single-play-oraclerep-v0", "bfn", "fql", "iql", "dqc", "wandb", "paper", "last", "40"),
 )
 
+TRAINED = {
+    field.name: field
+    for form in (Config, *(learner.Hyper for learner in LEARNERS.values()))
+    for field in dataclasses.fields(form)
+}.values()
 OPTIONS = {
     name: [
         "--" + field.name.replace("_", "-")
-        for field in (*dataclasses.fields(kind), *dataclasses.fields(Config))
+        for field in (*dataclasses.fields(kind), *TRAINED)
         if hasattr(kind, "config") or field.name in kind.__dataclass_fields__
     ]
     for name, kind in COMMANDS.items()

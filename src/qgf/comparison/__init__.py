@@ -10,6 +10,7 @@ from qgf.comparison.protocol import (
     Variant as Variant,
     check_facts as check_facts,
     check_task as check_task,
+    kinds_compared as kinds_compared,
     learners as learners,
     opinions as opinions,
     read_episodes as read_episodes,

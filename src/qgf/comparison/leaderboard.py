@@ -296,7 +296,8 @@ def _number(value: float | None) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_plain(item)}" for key, item in value.items())
+        items = ((key, item) for key, item in value.items() if item != {})
+        return ", ".join(f"{key.replace('_', ' ')} {_plain(item)}" for key, item in items)
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

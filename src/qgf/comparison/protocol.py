@@ -11,7 +11,6 @@ Every finished piece is a file: work that was cut off goes on with the next.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -37,10 +36,27 @@ from qgf.data.readers import Fields
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import table
 from qgf.files import read_record, read_value, write_record, write_value
-from qgf.learners import DEFAULT_KINDS
-from qgf.methods.table import CLONED, METHODS, Learners, Method, find_method, kinds_of, needs_task
+from qgf.learners import DEFAULT_KINDS, LEARNERS, only
+from qgf.methods.table import (
+    CLONED,
+    GUIDED,
+    METHODS,
+    Learners,
+    Method,
+    find_method,
+    kinds_of,
+    needs_task,
+)
+from qgf.run._record import learners_of
 from qgf.run._validation import validation_batch
-from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
+from qgf.run.checkpoint import (
+    config_record,
+    list_checkpoints,
+    load_learner,
+    load_record,
+    of_seed,
+    read_config,
+)
 from qgf.run.trainer import train
 from qgf.tasks import Task, find_task
 from qgf.tasks._workers import Workers
@@ -84,9 +100,11 @@ class Plan:
     def facts(self) -> dict:
         """Return what all results in `out` have in common."""
         asked = {**vars(self.fields), "success": self.success}
+        given = {type(hyper) for hyper in self.config.hyper}
+        changed = [kind for kind, learner in LEARNERS.items() if learner.Hyper in given]
         return {
             "seeds": list(self.seeds),
-            "config": dataclasses.asdict(self.config),
+            "config": config_record(self.config, changed),
             "test_episodes": self.counts[SPLITS[1]],
             "tune_episodes": self.counts[SPLITS[0]],
             "seed": self.seed,
@@ -113,6 +131,8 @@ def check_facts(plan: Plan) -> None:
     if path.exists() and any(made):
         old, new = read_record(path), plan.facts()
         differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if "config" in differ and read_config(old["config"]) == plan.config:  # of an older format
+            differ.remove("config")
         if differ:
             raise UserError(
                 f"{plan.out} holds a comparison with other settings ({', '.join(differ)}); "
@@ -128,6 +148,16 @@ def check_task(task: Task) -> None:
             f"{task.name} names no task; use …-singletask-taskN-v0 or …-oraclerep-v0, "
             "gymnasium:ID or module:factory"
         )
+
+
+def kinds_compared(methods: Sequence[str], envs: Sequence[str]) -> list[str]:
+    """Return the kinds of all learners that a comparison of methods on tasks needs."""
+    found: set[str] = set()
+    for name in (CLONED, *methods):
+        for task in map(find_task, envs):
+            found |= {*learners_of(task, task.rewarded, name, None).values()}
+        found |= {*kinds_of(find_method(name)).values()} if not envs else set()
+    return [kind for kind in LEARNERS if kind in found]
 
 
 def variant(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> Variant:
@@ -267,15 +297,21 @@ def run_folder(plan: Plan, what: str, env: str) -> Path:
     return path
 
 
-def train_to_end(plan: Plan, env: str, path: Path, config: Config, **options: object) -> None:
-    """Train a run, or what is left of it; `options` are those of `qgf.run.trainer.train`."""
+def train_to_end(
+    plan: Plan, env: str, path: Path, config: Config, *, method: str = GUIDED, **options: object
+) -> None:
+    """Train a run, or what is left of it; `options` are those of `qgf.run.trainer.train`.
+
+    Of `config`, which is that of all runs, it gets the hyperparameters of its own learners.
+    """
     if max(list_checkpoints(path), default=0) >= config.steps:
         return
-    data, resume = plan.data[plan.task(env).domain], (path / "config.json").exists()
+    task, resume = plan.task(env), (path / "config.json").exists()
+    config = only(config, learners_of(task, task.rewarded, method, None).values())
     print(f"training {path}", flush=True)
     begin = time.monotonic()
-    shared = {"seeds": plan.seeds, "fields": plan.fields, "resume": resume}
-    train(env, data, path, config, **shared, **options)
+    shared = {"seeds": plan.seeds, "fields": plan.fields, "method": method, "resume": resume}
+    train(env, plan.data[task.domain], path, config, **shared, **options)
     if not resume:
         write_value(path / "seconds.json", time.monotonic() - begin)
 

@@ -1,6 +1,7 @@
 """Goals for action chunks, drawn from the data themselves while training (relabeling)."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
-from qgf.config import Config, Spec
+from qgf.config import Hyper, Spec, share
 from qgf.data.dataset import Batch, Chunks, Dataset, Part, joined, joined_rows, unseen_rows
 from qgf.data.source import Source
 from qgf.data.trajectories import Trajectories
@@ -17,6 +18,31 @@ from qgf.errors import UserError
 
 FAR = 2**30
 """distance to a goal that the chunk's own trajectory is not known to reach"""
+
+
+@dataclass(frozen=True)
+class GoalDraws(Hyper):
+    """How goals are drawn for a critic."""
+
+    goal_current: float = share(0.2, zero=True)
+    """share of training goals that are the current state"""
+    goal_trajectory: float = share(0.5, zero=True)
+    """share of training goals ahead in the same trajectory; the rest are random states"""
+    goal_sampling: Literal["uniform", "geometric"] = "uniform"
+    """how goals ahead are drawn: all alike, or so many steps ahead with probability ~ γ^steps"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = (self.goal_current, self.goal_trajectory)
+        if sum(shares) > 1:
+            raise UserError(
+                "goal_current and goal_trajectory must be shares that sum to at most 1, got "
+                f"{shares[0]} and {shares[1]}"
+            )
+
+    def long(self, chunk: int) -> int:
+        """Return the steps of the critic's longer chunk; of a critic without one, the policy's."""
+        return chunk
 
 
 class GoalBatch(NamedTuple):
@@ -108,14 +134,9 @@ class GoalChunks(eqx.Module):
 class GoalDataset(Dataset):
     """Recorded episodes of a source, seen as chunks with goals."""
 
-    def __init__(self, source: Source, config: Config):
-        """Raise UserError if the critic's chunk is shorter than the policy's."""
-        if config.critic_chunk < config.chunk:
-            raise UserError(
-                f"critic_chunk ({config.critic_chunk}) must be at least chunk ({config.chunk})"
-            )
-        super().__init__(source, chunk=config.chunk, discount=config.discount)
-        self._config = config
+    def __init__(self, source: Source, draws: GoalDraws, *, chunk: int, discount: float):
+        super().__init__(source, chunk=chunk, discount=discount)
+        self._draws = draws
 
     def spec(self, chunks: GoalChunks) -> Spec:
         """Return the sizes of chunks of this data."""
@@ -136,16 +157,16 @@ class GoalDataset(Dataset):
         return ends - unseen_rows(episodes)[ends]
 
     def _join(self, parts: list[Part]) -> GoalChunks:
-        config = self._config
+        draws = self._draws
         return GoalChunks(
             super()._join(parts),
             joined(parts, "goal"),
             joined_rows(parts, "end"),
-            long=config.critic_chunk,
-            discount=config.discount,
-            p_current=config.goal_current,
-            p_trajectory=config.goal_trajectory,
-            sampling=config.goal_sampling,
+            long=draws.long(self.chunk),
+            discount=self.discount,
+            p_current=draws.goal_current,
+            p_trajectory=draws.goal_trajectory,
+            sampling=draws.goal_sampling,
         )
 
 

@@ -4,6 +4,10 @@ What a loss may touch of its own is said by stop_gradient inside it, and what it
 `others` carries no gradient; the trainer owns the optimizer.
 """
 
+import dataclasses
+from collections.abc import Iterable
+
+from qgf.config import Config
 from qgf.learners._learner import EnsembleCritic, Learner as Learner
 from qgf.learners.bc import BC
 from qgf.learners.bootstrapped import Bootstrapped
@@ -45,3 +49,10 @@ CRITICS = {
     for name, kind in LEARNERS.items()
     if issubclass(kind, EnsembleCritic) and not kind.needs
 }
+
+
+def only(config: Config, kinds: Iterable[str]) -> Config:
+    """Return the settings with the hyperparameters of learners of these kinds alone."""
+    return dataclasses.replace(
+        config, hyper=tuple({config.of(LEARNERS[kind].Hyper) for kind in kinds})
+    )

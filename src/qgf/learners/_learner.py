@@ -1,24 +1,44 @@
-"""What a learner is, and a critic."""
+"""What a learner is, and a critic; hyperparameters that several learners have."""
 
 import abc
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from qgf.config import Config, Spec
-from qgf.core.critic import Critic, Ensemble, ensemble_critic
+from qgf.config import Config, Hyper, Spec
+from qgf.core.critic import Aggregation, Critic, Ensemble, ensemble_critic
 from qgf.core.flow import repeat_rows
 from qgf.data.dataset import Batch
-from qgf.data.goals import GoalBatch
+from qgf.data.goals import GoalBatch, GoalDraws
+
+
+@dataclass(frozen=True)
+class FlowTimes(Hyper):
+    times: Literal["uniform", "grid"] = "uniform"
+    """flow times of the imitation loss: U[0, 1], or the grid that sampling visits"""
+
+
+@dataclass(frozen=True)
+class Imitation(Hyper):
+    bc_weight: float = 100.0
+    """weight of the imitation term in the loss (α of FQL, DAC and QSM, λ of EDP)"""
+
+
+@dataclass(frozen=True)
+class Temperature(Hyper):
+    temperature: float = 0.1
+    """scale τ of the critic's gradient"""
 
 
 class Learner(eqx.Module):
     """Networks, the loss that trains them, and what acts of them.
 
     Attributes:
+        Hyper: its hyperparameters, beside those of the training.
         targets: each slowly averaged copy, and the network it follows.
         needs: roles of other learners that the loss consults.
         goal_conditioned: it learns from goals, and is bound to one as well.
@@ -27,11 +47,17 @@ class Learner(eqx.Module):
     """
 
     config: eqx.AbstractVar[Config]
+    Hyper: ClassVar[type[Hyper]] = Hyper
     targets: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ()
     goal_conditioned: ClassVar[bool] = False
     imitates: ClassVar[bool] = False
     fixed_steps: ClassVar[bool] = False
+
+    @property
+    def hyper(self) -> Any:
+        """The values of `Hyper` that it is trained with."""
+        return self.config.of(self.Hyper)
 
     @classmethod
     @abc.abstractmethod
@@ -80,15 +106,26 @@ class EnsembleCritic(Learner):
     target_q: eqx.AbstractVar[Ensemble]
     targets: ClassVar[dict[str, str]] = {"target_q": "q"}
 
+    @dataclass(frozen=True)
+    class Hyper(Hyper):
+        ensemble: int = 2
+        """Q networks"""
+        aggregation: Aggregation = "min"
+        """how the ensemble's values become one"""
+
     def at(self, encoded: Float[Array, "batch state"]) -> Critic:
         """Return the aggregated target Q."""
-        return partial(ensemble_critic, self.target_q, self.config.aggregation, encoded)
+        return partial(ensemble_critic, self.target_q, self.hyper.aggregation, encoded)
 
 
 class GoalCritic(EnsembleCritic):
     """A critic of goals, whose networks take [observation, goal]."""
 
     goal_conditioned: ClassVar[bool] = True
+
+    @dataclass(frozen=True)
+    class Hyper(GoalDraws, EnsembleCritic.Hyper):
+        pass
 
     def encode(
         self, obs: Float[Array, "batch obs"], goal: Float[Array, "batch goal"]

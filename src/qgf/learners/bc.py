@@ -10,7 +10,7 @@ from qgf.config import Config, Spec
 from qgf.core.flow import FlowPolicy, Velocity, flow_matching_loss
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
-from qgf.learners._learner import Learner
+from qgf.learners._learner import FlowTimes, Learner
 
 
 class BC(Learner):
@@ -19,6 +19,7 @@ class BC(Learner):
     policy: FlowPolicy
     config: Config = eqx.field(static=True)
     imitates: ClassVar[bool] = True
+    Hyper = FlowTimes
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "BC":
@@ -35,7 +36,7 @@ class BC(Learner):
             self.bind(batch.obs),
             batch.action,
             key,
-            times=self.config.times,
+            times=self.hyper.times,
             steps=self.config.denoise_steps,
         )
         return loss, {"bc_loss": loss}

@@ -31,7 +31,7 @@ class Bootstrapped(EnsembleCritic):
         q = Ensemble(
             spec.obs,
             spec.chunk_action,
-            members=config.ensemble,
+            members=config.of(cls.Hyper).ensemble,
             width=config.width,
             depth=config.depth,
             key=key,

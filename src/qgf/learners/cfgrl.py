@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from qgf.config import Config, Spec
 from qgf.core.flow import FlowPolicy, Velocity, draw_path
 from qgf.data.dataset import Batch
-from qgf.learners._learner import Learner
+from qgf.learners._learner import FlowTimes, Learner
 
 NONE, POSITIVE = -1.0, 1.0  # the condition o, one more input of the network
 NONE_WEIGHT = 0.1  # of the unconditional branch in the loss
@@ -29,6 +29,7 @@ class CFGRL(Learner):
     policy: FlowPolicy
     config: Config = eqx.field(static=True)
     needs: ClassVar[tuple[str, ...]] = ("critic",)
+    Hyper = FlowTimes
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "CFGRL":
@@ -43,7 +44,7 @@ class CFGRL(Learner):
         critic = others["critic"]
         positive = critic.bind(batch.obs)(batch.action) > critic.v(batch.obs)
         noisy, t, target = draw_path(
-            batch.action, key, times=self.config.times, steps=self.config.denoise_steps
+            batch.action, key, times=self.hyper.times, steps=self.config.denoise_steps
         )
 
         def error(o: float) -> Float[Array, " batch"]:

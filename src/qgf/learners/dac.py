@@ -1,7 +1,5 @@
 """Diffusion actor-critic (arXiv 2405.20555): predicted noise moves against Q's gradient."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,8 +12,6 @@ class DAC(DiffusionActor):
     Both are means over batch and action dimensions, so that the minimizer is
     E[ε | a_k] − √(1 − ᾱ_k) ∇Q(s, a_k) / (2α).
     """
-
-    default_bc_weight: ClassVar[float] = 100.0  # α
 
     def actor_loss(
         self,

@@ -21,7 +21,7 @@ from qgf.core.flow import Sampled, bounded
 from qgf.core.guidance import q_gradient
 from qgf.core.networks import MLP, time_embedding
 from qgf.data.dataset import Batch
-from qgf.learners._learner import Learner
+from qgf.learners._learner import Imitation, Learner
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
 
@@ -98,7 +98,7 @@ class DiffusionActor(Learner):
     config: Config = eqx.field(static=True)
     needs: ClassVar[tuple[str, ...]] = ("critic",)
     fixed_steps: ClassVar[bool] = True
-    default_bc_weight: ClassVar[float]
+    Hyper = Imitation
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "DiffusionActor":
@@ -128,7 +128,7 @@ class DiffusionActor(Learner):
         predicted = self.policy(obs, noisy, step)
         bc_loss = jnp.square(predicted - noise).mean()
         actor_loss = self.actor_loss(gradient, predicted, noise_level)
-        loss = actor_loss + (self.config.bc_weight or self.default_bc_weight) * bc_loss
+        loss = actor_loss + self.hyper.bc_weight * bc_loss
         return loss, {"actor_loss": actor_loss, "bc_loss": bc_loss}
 
     @abc.abstractmethod

@@ -1,6 +1,7 @@
 """Decoupled Q-chunking (arXiv 2512.10926): a critic of goals that backs up over long chunks."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qgf.config import Config, Spec
+from qgf.config import Config, Spec, share
 from qgf.core.critic import Aggregation, Ensemble, Value
 from qgf.data.goals import GoalBatch
 from qgf.errors import UserError
@@ -23,7 +24,7 @@ class DQC(GoalCritic):
     the data went on after them. V is a quantile (or expectile) over the data's actions, and
     closes the loop h_c steps later. No gradient crosses from one to another.
 
-    Without a chunk critic (config.chunk_critic) the action critic regresses, without an expectile,
+    Without a chunk critic (hyper.chunk_critic) the action critic regresses, without an expectile,
     onto the n-step return of h_c steps itself; with critic_chunk = chunk this is Q-chunking.
 
     The critic that samplers get gives logits of Q: they order actions as Q does, but their
@@ -36,19 +37,36 @@ class DQC(GoalCritic):
     v: Value
     config: Config = eqx.field(static=True)
 
+    @dataclass(frozen=True)
+    class Hyper(GoalCritic.Hyper):
+        critic_chunk: int = 25
+        """environment steps that the chunk critic covers (h_c), and over which it backs up"""
+        chunk_critic: bool = True
+        """whether there is one; without, the action critic takes the backup itself"""
+        backup: Literal["quantile", "expectile"] = "quantile"
+        """regression of the value onto the action critic"""
+        backup_level: float = share(0.93)
+        """which quantile or expectile of it (κ_b)"""
+        distill_expectile: float = share(0.8)
+        """expectile of the action critic over the chunk critic (κ_d)"""
+
+        def long(self, chunk: int) -> int:
+            return self.critic_chunk
+
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "DQC":
         """Raise UserError when the critic's chunk is shorter than the policy's."""
-        if config.critic_chunk < spec.chunk:
+        hyper = config.of(cls.Hyper)
+        if hyper.critic_chunk < spec.chunk:
             raise UserError(
-                f"critic_chunk ({config.critic_chunk}) must be at least chunk ({spec.chunk})"
+                f"critic_chunk ({hyper.critic_chunk}) must be at least chunk ({spec.chunk})"
             )
         chunk_key, q_key, v_key = jax.random.split(key, 3)
         size = {"width": config.width, "depth": config.depth}
-        inputs, members = spec.obs + spec.goal, config.ensemble
+        inputs, members = spec.obs + spec.goal, hyper.ensemble
         chunk_q = None
-        if config.chunk_critic:
-            long_action = config.critic_chunk * spec.action
+        if hyper.chunk_critic:
+            long_action = hyper.critic_chunk * spec.action
             chunk_q = Ensemble(inputs, long_action, members=members, key=chunk_key, **size)
         q = Ensemble(inputs, spec.chunk_action, members=members, key=q_key, **size)
         return cls(chunk_q, q, q, Value(inputs, key=v_key, **size), config)
@@ -58,28 +76,28 @@ class DQC(GoalCritic):
     ) -> tuple[Float[Array, ""], dict]:
         """Return the sum of the losses, to which rows count whose long chunk is whole."""
         del key, others
-        config = self.config
+        hyper = self.hyper
         state = jnp.concatenate([batch.obs, batch.goal], -1)
         losses, values = {}, {}
         target = backup = self._backup(batch)
         expectile = 0.5
         if self.chunk_q is not None:
-            expectile = config.distill_expectile
+            expectile = hyper.distill_expectile
             values["chunk_q"] = chunk_q = self.chunk_q(state, batch.long_action)
             losses["chunk_loss"] = optax.sigmoid_binary_cross_entropy(chunk_q, backup)
-            target = jax.nn.sigmoid(pool(jax.lax.stop_gradient(chunk_q), config.aggregation))
+            target = jax.nn.sigmoid(pool(jax.lax.stop_gradient(chunk_q), hyper.aggregation))
 
         values["q"] = q = self.q(state, batch.action)
         losses["critic_loss"] = expectile_cross_entropy(q, target, expectile)
 
         target_q = jax.lax.stop_gradient(self.target_q(state, batch.action))
-        target_q = pool(target_q, config.aggregation)
+        target_q = pool(target_q, hyper.aggregation)
         values["v"] = v = self.v(state)
-        if config.backup == "quantile":
-            losses["value_loss"] = quantile_loss(target_q - v, config.backup_level)
+        if hyper.backup == "quantile":
+            losses["value_loss"] = quantile_loss(target_q - v, hyper.backup_level)
         else:
             target_q = jax.nn.sigmoid(target_q)
-            losses["value_loss"] = expectile_cross_entropy(v, target_q, config.backup_level)
+            losses["value_loss"] = expectile_cross_entropy(v, target_q, hyper.backup_level)
 
         losses = {name: (batch.whole * loss).mean() for name, loss in losses.items()}
         metrics = losses | {name: jax.nn.sigmoid(x).mean() for name, x in values.items()}
@@ -90,7 +108,7 @@ class DQC(GoalCritic):
 
         A goal reached by the very last step needs no value: V of the goal itself is 1.
         """
-        horizon = self.config.critic_chunk
+        horizon = self.hyper.critic_chunk
         state = jnp.concatenate([batch.long_next_obs, batch.goal], -1)
         next_v = jax.nn.sigmoid(jax.lax.stop_gradient(self.v(state)))
         steps = jnp.minimum(batch.distance, horizon)

@@ -3,6 +3,7 @@
 Source: Kang et al., arXiv 2305.20081; its flow form as in QGF (arXiv 2606.11087).
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,9 +15,7 @@ from qgf.config import Config, Spec
 from qgf.core.flow import FlowPolicy, Velocity, draw_path
 from qgf.core.guidance import one_step_clean
 from qgf.data.dataset import Batch
-from qgf.learners._learner import Learner
-
-BC_WEIGHT = 100.0  # λ
+from qgf.learners._learner import FlowTimes, Imitation, Learner
 
 
 class EDP(Learner):
@@ -29,6 +28,10 @@ class EDP(Learner):
     config: Config = eqx.field(static=True)
     needs: ClassVar[tuple[str, ...]] = ("critic",)
 
+    @dataclass(frozen=True)
+    class Hyper(Imitation, FlowTimes):
+        pass
+
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "EDP":
         policy = FlowPolicy(
@@ -39,15 +42,14 @@ class EDP(Learner):
     def loss(
         self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
-        config = self.config
+        hyper = self.hyper
         noisy, t, target = draw_path(
-            batch.action, key, times=config.times, steps=config.denoise_steps
+            batch.action, key, times=hyper.times, steps=self.config.denoise_steps
         )
         v = self.policy(batch.obs, noisy, t)
         bc_loss = jnp.mean(jnp.square(v - target))
         q = others["critic"].bind(batch.obs)(one_step_clean(noisy, v, t)).mean()
-        weight = config.bc_weight or BC_WEIGHT
-        return weight * bc_loss - q, {"bc_loss": bc_loss, "q": q}
+        return hyper.bc_weight * bc_loss - q, {"bc_loss": bc_loss, "q": q}
 
     def at(self, encoded: Float[Array, "batch obs"]) -> Velocity:
         return partial(self.policy, encoded)

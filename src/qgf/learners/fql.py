@@ -4,6 +4,7 @@ Source: Park et al., arXiv 2502.02538.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,9 +17,7 @@ from qgf.config import Config, Spec
 from qgf.core.flow import euler
 from qgf.core.networks import MLP
 from qgf.data.dataset import Batch
-from qgf.learners._learner import Learner
-
-BC_WEIGHT = 1000.0  # α
+from qgf.learners._learner import Imitation, Learner
 
 
 class FQL(Learner):
@@ -32,6 +31,10 @@ class FQL(Learner):
     config: Config = eqx.field(static=True)
     needs: ClassVar[tuple[str, ...]] = ("policy", "critic")
     fixed_steps: ClassVar[bool] = True
+
+    @dataclass(frozen=True)
+    class Hyper(Imitation):
+        bc_weight: float = 1000.0
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "FQL":
@@ -54,8 +57,7 @@ class FQL(Learner):
         action = self.actor(batch.obs, noise)
         distill_loss = jnp.mean(jnp.square(action - flow))
         q = others["critic"].q(batch.obs, jnp.clip(action, -1, 1)).mean()
-        weight = self.config.bc_weight or BC_WEIGHT
-        return weight * distill_loss - q, {"distill_loss": distill_loss, "q": q}
+        return self.hyper.bc_weight * distill_loss - q, {"distill_loss": distill_loss, "q": q}
 
     def at(self, encoded: Float[Array, "batch obs"]) -> Callable[[Array], Array]:
         """Return ω(z), not clipped."""

@@ -1,5 +1,6 @@
 """Implicit Q-learning (arXiv 2110.06169) on action chunks: the critic that guides."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qgf.config import Config, Spec
+from qgf.config import Config, Spec, share
 from qgf.core.critic import Ensemble, Value, aggregate, expectile_loss
 from qgf.data.dataset import Batch
+from qgf.data.goals import GoalBatch
 from qgf.learners._learner import EnsembleCritic
 
 
@@ -25,29 +27,37 @@ class IQL(EnsembleCritic):
     v: Value
     config: Config = eqx.field(static=True)
 
+    @dataclass(frozen=True)
+    class Hyper(EnsembleCritic.Hyper):
+        expectile: float = share(0.9)
+        """expectile of the value regression"""
+
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "IQL":
         q_key, v_key = jax.random.split(key)
         size = {"width": config.width, "depth": config.depth}
-        q = Ensemble(spec.obs, spec.chunk_action, members=config.ensemble, key=q_key, **size)
-        v = Value(spec.obs, key=v_key, **size)
+        inputs, members = spec.obs + spec.goal, config.of(cls.Hyper).ensemble
+        q = Ensemble(inputs, spec.chunk_action, members=members, key=q_key, **size)
+        v = Value(inputs, key=v_key, **size)
         return cls(q, q, v, config)
 
     def loss(
-        self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
+        self, batch: Batch | GoalBatch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
         del key, others
-        config = self.config
-        discount = config.discount**config.chunk
-        next_v = jax.lax.stop_gradient(self.v(batch.next_obs))
-        backup = batch.reward + discount * batch.mask * next_v
-        q = self.q(batch.obs, batch.action)
-        critic_loss = jnp.square(q - backup).mean(1).sum(0) / config.ensemble
+        config, hyper = self.config, self.hyper
+        goal = batch.goal if self.goal_conditioned else None
+        state, next_state = self.encode(batch.obs, goal), self.encode(batch.next_obs, goal)
+        reward, mask = self.paid(batch)
+        next_v = jax.lax.stop_gradient(self.v(next_state))
+        backup = reward + config.discount**config.chunk * mask * next_v
+        q = self.q(state, batch.action)
+        critic_loss = jnp.square(q - backup).mean(1).sum(0) / hyper.ensemble
 
-        target = jax.lax.stop_gradient(self.target_q(batch.obs, batch.action))
-        v = self.v(batch.obs)
-        advantage = aggregate(target, config.aggregation) - v
-        value_loss = expectile_loss(advantage, config.expectile).mean()
+        target = jax.lax.stop_gradient(self.target_q(state, batch.action))
+        v = self.v(state)
+        advantage = aggregate(target, hyper.aggregation) - v
+        value_loss = expectile_loss(advantage, hyper.expectile).mean()
         metrics = {
             "critic_loss": critic_loss,
             "value_loss": value_loss,
@@ -56,3 +66,7 @@ class IQL(EnsembleCritic):
             "advantage": advantage.mean(),
         }
         return critic_loss + value_loss, metrics
+
+    def paid(self, batch: Batch) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+        """Return R, and m, which is 0 where nothing follows the chunk."""
+        return batch.reward, batch.mask

@@ -27,7 +27,8 @@ class MonteCarlo(EnsembleCritic):
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "MonteCarlo":
         size = {"width": config.width, "depth": config.depth}
-        q = Ensemble(spec.obs, spec.chunk_action, members=config.ensemble, key=key, **size)
+        members = config.of(cls.Hyper).ensemble
+        q = Ensemble(spec.obs, spec.chunk_action, members=members, key=key, **size)
         return cls(q, q, config)
 
     def loss(

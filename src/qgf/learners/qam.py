@@ -18,9 +18,7 @@ from qgf.core.critic import aggregate
 from qgf.core.flow import FlowPolicy, Velocity
 from qgf.core.guidance import q_gradient
 from qgf.data.dataset import Batch
-from qgf.learners._learner import Learner
-
-TEMPERATURE = 0.1  # τ
+from qgf.learners._learner import Learner, Temperature
 
 
 class QAM(Learner):
@@ -34,6 +32,7 @@ class QAM(Learner):
     v_fine: FlowPolicy
     config: Config = eqx.field(static=True)
     needs: ClassVar[tuple[str, ...]] = ("policy", "critic")
+    Hyper = Temperature
 
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "QAM":
@@ -68,8 +67,7 @@ class QAM(Learner):
         def mean_q(action: Array) -> Array:
             return aggregate(critic.target_q(obs, jnp.clip(action, -1, 1)), "mean")
 
-        temperature = self.config.temperature or TEMPERATURE
-        return -temperature * q_gradient(mean_q, action)
+        return -self.hyper.temperature * q_gradient(mean_q, action)
 
 
 def memoryless_sigma(steps: int) -> Float[Array, "{steps}"]:

@@ -1,13 +1,12 @@
 """Q-score matching (arXiv 2312.11752) beside imitation: predicted noise follows −τ∇Q."""
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qgf.learners._learner import Temperature
 from qgf.learners.diffusion import DiffusionActor
-
-TEMPERATURE = 0.1  # τ
 
 
 class QSM(DiffusionActor):
@@ -17,7 +16,9 @@ class QSM(DiffusionActor):
     (α E[ε | a_k] − τ∇Q(s, a_k)) / (1 + α).
     """
 
-    default_bc_weight: ClassVar[float] = 10.0  # α
+    @dataclass(frozen=True)
+    class Hyper(Temperature, DiffusionActor.Hyper):
+        bc_weight: float = 10.0
 
     def actor_loss(
         self,
@@ -26,5 +27,4 @@ class QSM(DiffusionActor):
         noise_level: Float[Array, "batch 1"],
     ) -> Float[Array, ""]:
         del noise_level
-        temperature = self.config.temperature or TEMPERATURE
-        return jnp.mean(jnp.square(-temperature * gradient - predicted))
+        return jnp.mean(jnp.square(-self.hyper.temperature * gradient - predicted))

@@ -30,7 +30,7 @@ from qgf.reports._page import Page, data_url
 from qgf.reports.video import film
 from qgf.run._evaluation import choose, read_evaluation
 from qgf.run._validation import fields_of, intact_source, validation_batch
-from qgf.run.checkpoint import load_record
+from qgf.run.checkpoint import config_record, load_record
 from qgf.run.run import Run
 
 STATES = 1000
@@ -366,10 +366,19 @@ def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
         page.add(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>")
     page.add("</table>")
     page.add("<h2>Configuration</h2>")
-    cells = (f"<li>{escape(k)} <b>{escape(str(v))}</b></li>" for k, v in record["config"].items())
+    cells = (
+        f"<li>{escape(k)} <b>{escape(str(v))}</b></li>"
+        for k, v in _settings(record["config"]).items()
+    )
     page.add(f'<ul class="config">{"".join(cells)}</ul>')
     page.add("<h2>Commands that give this result</h2>")
     page.add(f"<pre>{escape(chr(10).join(_commands(run, record, result, source)))}</pre>")
+
+
+def _settings(config: dict) -> dict:
+    """Return the settings of a run and its learners by the names of their options."""
+    rest = {name: value for name, value in config.items() if name != "hyper"}
+    return rest | {k: v for hyper in config["hyper"].values() for k, v in hyper.items()}
 
 
 def _critic(result: dict) -> str:
@@ -382,9 +391,9 @@ def _commands(run: Path, record: dict, result: dict, source: Source | None) -> l
     commands = []
     if source is not None and source.origin:
         commands.append(["qgf", *source.origin])
-    config = record["config"]
+    settings, kinds = _settings(record["config"]), record["learners"].values()
     changes = {
-        name: {k: v for k, v in config.items() if v != getattr(preset, k)}
+        name: dict(settings.items() - _settings(config_record(preset, kinds)).items())
         for name, preset in PRESETS.items()
     }
     preset = min(changes, key=lambda name: len(changes[name]))

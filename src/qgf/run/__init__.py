@@ -5,6 +5,7 @@ from qgf.run._evaluation import (
     read_evaluation as read_evaluation,
     write_evaluation as write_evaluation,
 )
+from qgf.run._record import kinds_to_train as kinds_to_train
 from qgf.run._update import (
     Fixed as Fixed,
     State as State,
@@ -23,6 +24,7 @@ from qgf.run.checkpoint import (
     load_learner as load_learner,
     load_record as load_record,
     of_seed as of_seed,
+    read_config as read_config,
 )
 from qgf.run.run import Run as Run
 from qgf.run.trainer import TrainingInterrupted as TrainingInterrupted, train as train

@@ -1,6 +1,5 @@
 """What a run is: its learners and where they come from, its config.json, and where it goes on."""
 
-import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -21,13 +20,15 @@ from qgf.methods.table import find_method, kinds_of
 from qgf.run._validation import fields_of
 from qgf.run.checkpoint import (
     arrays_digest,
+    config_of,
+    config_record,
     kinds_held,
     list_checkpoints,
     load_learner,
     load_record,
     save_arrays,
 )
-from qgf.tasks import Task
+from qgf.tasks import NO_TASK, Task, find_task
 
 DATA = "data"
 """folder of a run whose episodes were given as arrays"""
@@ -56,6 +57,29 @@ def learners_of(task: Task, rewarded: bool, method: str, critic: str | None) -> 
             "…-singletask-taskN-v0 or, with data of your own, --reward"
         )
     return free
+
+
+def kinds_to_train(
+    env: str | None,
+    method: str,
+    critic: str | None,
+    policy: str | Path | None,
+    base: str | Path | None,
+) -> list[str]:
+    """Return the kinds of the learners that `qgf.run.trainer.train` would train, at most.
+
+    That is where recorded episodes have rewards, if the task can pay any.
+
+    Args:
+        env: by default that of `base`, or none.
+    """
+    base, policy = base and Path(base), policy and Path(policy)
+    env = env or (load_record(base)["env"] if base else NO_TASK)
+    task = find_task(env)
+    goals = critic in CRITICS and CRITICS[critic].goal_conditioned
+    kinds = learners_of(task, (task.rewarded or env == NO_TASK) and not goals, method, critic)
+    sources = sources_of(env, method, kinds, policy, base)
+    return [kind for role, kind in kinds.items() if role not in sources]
 
 
 def _check_critic(task: Task, rewarded: bool, critic: str | None) -> None:
@@ -94,6 +118,22 @@ def sources_of(
     return sources
 
 
+def check_hyper(config: Config, kinds: dict[str, str], sources: dict[str, Path]) -> None:
+    """Raise a UserError if hyperparameters were given that train nothing.
+
+    Args:
+        kinds: of all learners of the run, by role.
+        sources: the run that each borrowed learner comes from, by role.
+    """
+    trained = [kind for role, kind in kinds.items() if role not in sources]
+    settings = [(config, kind) for kind in trained]
+    settings += [(config_of(load_record(sources[r]), r), kinds[r]) for r in sources if r in kinds]
+    known = {own.of(LEARNERS[kind].Hyper) for own, kind in settings}
+    for hyper in config.hyper:
+        if hyper not in known:
+            raise UserError(f"{hyper} has no effect: what is trained is {', '.join(trained)}")
+
+
 def make_record(
     out: Path,
     env: str,
@@ -110,13 +150,14 @@ def make_record(
     shards = [*source.split("train"), *source.split("val")]
     named, path = split_format(source.folder)
     path = path.resolve()
+    trained = {role: kind for role, kind in kinds.items() if role not in sources}
     return {
         "env": env,
         "method": method,
         "seeds": list(seeds),
-        "config": dataclasses.asdict(config),
+        "config": config_record(config, trained.values()),
         "spec": spec._asdict(),
-        "learners": {role: kind for role, kind in kinds.items() if role not in sources},
+        "learners": trained,
         "borrowed": {},
         "data": {
             "folder": str(with_format(named, path)),
@@ -200,7 +241,9 @@ def check_same(out: Path, record: dict) -> None:
 
 def _differences(old: dict, new: dict) -> str:
     def flat(record: dict) -> dict[str, Any]:
-        config = {k: v for k, v in record["config"].items() if k not in ("steps", "keep")}
+        config = {k: v for k, v in record["config"].items() if k not in ("steps", "keep", "hyper")}
+        for kind, hyper in record["config"]["hyper"].items():
+            config |= {f"{kind}'s {k}": v for k, v in hyper.items()}
         data = {"data " + k: v for k, v in record["data"]["sha256"].items()}
         data["fields"] = fields_of(record)
         return config | data | {k: record[k] for k in ("env", "method", "seeds", "learners")}
@@ -250,5 +293,6 @@ def _borrowed(role: str, run: Path, record: dict) -> tuple[Learner, dict]:
         if ours != theirs:
             raise UserError(f"the {role} of {run} has {name} {theirs}, this run {ours}")
     learner = load_learner(run, role, seeds=record["seeds"])
-    config = other["borrowed"].get(role, other)["config"]
-    return learner, {"run": str(run.resolve()), "kind": kinds_held(other)[role], "config": config}
+    kind = kinds_held(other)[role]
+    config = config_record(config_of(other, role), [kind])
+    return learner, {"run": str(run.resolve()), "kind": kind, "config": config}

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qgf.config import Config
 from qgf.data import Batch, Dataset, GoalBatch, GoalDataset, Source
 from qgf.data.normalization import Normalization, Normalized
 from qgf.data.readers import Fields, split_format
 from qgf.errors import UserError
 from qgf.files import reading
+from qgf.learners import LEARNERS
+from qgf.run.checkpoint import config_of, kinds_held
 from qgf.tasks import Task, find_task
 
 
@@ -27,11 +28,13 @@ def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
         UserError: the data are gone or have changed.
     """
     source, config = intact_source(record), record["config"]
+    size = {"chunk": config["chunk"], "discount": config["discount"]}
     goals = record["spec"].get("goal", 0) > 0
     if goals:
-        data = GoalDataset(source, Config(**config))
+        critic = LEARNERS[kinds_held(record)["critic"]]
+        data = GoalDataset(source, config_of(record, "critic").of(critic.Hyper), **size)
     else:
-        data = Dataset(source, chunk=config["chunk"], discount=config["discount"])
+        data = Dataset(source, **size)
     chunks = data.chunks(source.split("val")[:1])
     count = len(chunks.chunks.start if goals else chunks.start)
     rows = np.random.default_rng(0).choice(count, min(states, count), replace=False)

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -233,8 +234,10 @@ def load_record(run: Path) -> dict:
         *Spec._fields
     }:
         raise UserError(f"{path} is damaged: it has no seeds, or other sizes than qgf knows")
-    for part in (record, *record["borrowed"].values()):
-        part["config"] = dataclasses.asdict(_config(part["config"], path, version))
+    parts = [(record, record["learners"].values())]
+    parts += [(part, [part["kind"]]) for part in record["borrowed"].values()]
+    for part, kinds in parts:
+        part["config"] = _checked(part["config"], [*kinds], path, version)
     data = record["data"]
     moved = (run / str(data.get("relative", ""))).resolve()
     named, path = split_format(data["folder"])
@@ -243,19 +246,63 @@ def load_record(run: Path) -> dict:
     return record
 
 
-def _config(settings: dict[str, Any], path: Path, version: str) -> Config:
-    unknown = settings.keys() - {field.name for field in dataclasses.fields(Config)}
-    if unknown:
-        raise UserError(
-            f"{path} has a setting that this qgf does not know, {min(unknown)!r}: it was written "
-            f"by qgf {version}; use that version"
-        )
-    hints = typing.get_type_hints(Config)
-    for name, value in settings.items():
-        if not _fits(value, hints[name]):
-            raise UserError(f"{path} is damaged: {name} cannot be {str(value)[:40]!r}")
+def config_record(config: Config, kinds: Iterable[str]) -> dict[str, Any]:
+    """Return settings as config.json holds them, with the hyperparameters of these kinds."""
+    shared = {name: value for name, value in vars(config).items() if name != "hyper"}
+    hyper = {kind: dataclasses.asdict(config.of(LEARNERS[kind].Hyper)) for kind in kinds}
+    return shared | {"hyper": hyper}
+
+
+def read_config(settings: dict[str, Any]) -> Config:
+    """Return the settings of which `config_record` made this, in whatever format."""
+    settings = _nested(settings, LEARNERS)
+    hyper = {LEARNERS[kind].Hyper(**values) for kind, values in settings["hyper"].items()}
+    return Config(**settings | {"hyper": tuple(hyper)})
+
+
+def config_of(record: dict, role: str) -> Config:
+    """Return the settings with which a run's learner, trained or borrowed, was trained."""
+    return read_config(record["borrowed"].get(role, record)["config"])
+
+
+def _nested(settings: dict[str, Any], kinds: Iterable[str]) -> dict[str, Any]:
+    """Return settings in the present form: to format 2, hyperparameters stood among the others.
+
+    One name was for all learners then, and null for the default of each.
+    """
+    if "hyper" in settings:
+        return settings
+    own = {kind: {f.name for f in dataclasses.fields(LEARNERS[kind].Hyper)} for kind in LEARNERS}
+    given = {name: value for name, value in settings.items() if value is not None}
+    hyper = {kind: {name: given[name] for name in own[kind] & given.keys()} for kind in kinds}
+    every = set.union(*own.values())
+    return {k: v for k, v in settings.items() if k not in every} | {"hyper": hyper}
+
+
+def _checked(
+    settings: dict[str, Any], kinds: list[str], path: Path, version: str
+) -> dict[str, Any]:
+    """Return settings with all defaults. UserError if they are not such as this qgf knows."""
+    settings = _nested(settings, kinds)
+    check_form(settings, {"hyper": {str: dict}}, f"{path}: config")
+    hyper = settings["hyper"]
+    if hyper.keys() != {*kinds}:
+        raise UserError(f"{path} is damaged: it has hyperparameters of other learners than it says")
+    shared = {name: value for name, value in settings.items() if name != "hyper"}
+    parts = [(Config, shared), *((LEARNERS[kind].Hyper, hyper[kind]) for kind in kinds)]
+    for form, values in parts:
+        hints = typing.get_type_hints(form)
+        unknown = values.keys() - {field.name for field in dataclasses.fields(form)}
+        if unknown:
+            raise UserError(
+                f"{path} has a setting that this qgf does not know, {min(unknown)!r}: it was "
+                f"written by qgf {version}; use that version"
+            )
+        for name, value in values.items():
+            if not _fits(value, hints[name]):
+                raise UserError(f"{path} is damaged: {name} cannot be {str(value)[:40]!r}")
     try:
-        return Config(**settings)
+        return config_record(read_config(settings), kinds)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
@@ -292,11 +339,11 @@ def load_learner(
         UserError: no such run, checkpoint, learner or seed.
     """
     run, record = Path(run), load_record(run)
-    borrowed, kind = record["borrowed"].get(name), kinds_held(record).get(name)
+    kind = kinds_held(record).get(name)
     if kind is None:
         raise UserError(f"{run} has no {name}; train one with `qgf train`")
     path, digest = _file(run, record, name, which)
-    config = Config(**(borrowed or record)["config"])
+    config = config_of(record, name)
     spec = Spec(**record["spec"])
     keys = jax.random.split(jax.random.key(0), len(record["seeds"]))
     like = eqx.filter_eval_shape(

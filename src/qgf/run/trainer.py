@@ -30,6 +30,7 @@ from qgf.run._record import (
     DATA,
     borrow,
     borrow_again,
+    check_hyper,
     check_same,
     clear,
     find_start,
@@ -47,6 +48,7 @@ from qgf.run._update import (
     validation_losses,
 )
 from qgf.run.checkpoint import (
+    config_of,
     digest_of,
     find_checkpoint,
     list_checkpoints,
@@ -100,6 +102,7 @@ def train(
         env: a task, as `qgf.tasks.find_task` takes it. One that pays nothing trains the policy
             alone or, with a critic of goals, for goals that are whole observations.
         out: folder of the run.
+        config: its settings, with hyperparameters of the learners that are trained.
         data: a folder of OGBench-layout shards, or recorded episodes of another format; those in
             memory are kept in OUT/data.
         fields: which fields of the recorded episodes are used, where the task does not say it.
@@ -131,12 +134,13 @@ def train(
         task = find_task(env, fields.obs or ())
         source = task.open(data, fields, sparse=config.sparse_rewards)
         kinds = learners_of(task, source.rewarded, method, critic)
+        sources = sources_of(env, method, kinds, policy, base)
+        check_hyper(config, kinds, sources)
         normalization = _normalization(source, task, config, policy or base)
         source = Normalized(source, normalization)
-        dataset = _dataset(source, config, kinds)
+        dataset = _dataset(source, config, kinds, sources)
         validation = jax.device_put(dataset.validation())
         spec = dataset.spec(validation)
-        sources = sources_of(env, method, kinds, policy, base)
         record = make_record(out, env, method, kinds, source, spec, config, seeds, sources)
         record["data"]["fields"] = dataclasses.asdict(fields)
         record["normalization"] = normalization.record()
@@ -290,10 +294,16 @@ def _normalization(source: Source, task: Task, config: Config, other: Path | Non
     return fit(source, *asked)
 
 
-def _dataset(source: Source, config: Config, kinds: dict[str, str]) -> Dataset:
-    if any(LEARNERS[kind].goal_conditioned for kind in kinds.values()):
-        return GoalDataset(source, config)
-    return Dataset(source, chunk=config.chunk, discount=config.discount)
+def _dataset(
+    source: Source, config: Config, kinds: dict[str, str], sources: dict[str, Path]
+) -> Dataset:
+    """Return the data as chunks, with goals as the run's critic of goals is trained with them."""
+    size = {"chunk": config.chunk, "discount": config.discount}
+    for role, kind in kinds.items():
+        if LEARNERS[kind].goal_conditioned:
+            own = config_of(load_record(sources[role]), role) if role in sources else config
+            return GoalDataset(source, own.of(LEARNERS[kind].Hyper), **size)
+    return Dataset(source, **size)
 
 
 @contextlib.contextmanager
