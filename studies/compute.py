@@ -30,7 +30,8 @@ from studies.sensitivity import STYLES as ESTIMATOR_STYLES
 
 ENV = CUBE.format(2)
 SAMPLES = (1, 2, 4, 8, 16, 32)  # N of BFN(N); of one sample it is the cloned policy
-GUIDED_SAMPLES = (2, 4, 8)  # N of QGF+BFN(N)
+COUNTS = {"qgf+bfn": (2, 4, 8)}  # N of methods that are tried with several
+FAMILY = {"bc": "bfn", "bfn-4": "bfn"}  # drawn as one line with
 LEGEND = {"frameon": False, "fontsize": 8, "loc": "outside upper left", "ncols": 3}
 FAR = 2.0  # times as costly is "far more"
 LABELS = {"bfn": "BFN(N), BC at N = 1", "qgf+bfn": "QGF+BFN(N)"}
@@ -58,8 +59,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     for name in names:
         searched = settings(name)[2:3] if preset == "smoke" else settings(name)
         weight = choose_weight(plan, name, searched)
-        counts = GUIDED_SAMPLES if name == "qgf+bfn" else (1,)
-        tests[name] = [(weight, n) for n in counts]
+        tests[name] = [(weight, n) for n in COUNTS.get(name, (1,))]
     variants = {name: variant(plan, name, ENV, every) for name, every in tests.items()}
     run_episodes(plan, ENV, "test", variants)
     rows = [_row(plan, name, setting) for name, every in tests.items() for setting in every]
@@ -82,14 +82,11 @@ def _row(plan: Plan, name: str, setting: Setting) -> dict[str, Any]:
     sizes = spec(plan, ENV)
     counted = count(method, of_seed(one, 0), sizes, weight, samples)
     act = actor(Arm(method, samples=samples), one, sizes, 0)
-    family = "bfn" if name in ("bc", "bfn-4") else name
+    family = FAMILY.get(name, name)
+    several = f"{family.upper()}({samples})" if family in LABELS else name
     return {
         "family": family,
-        "label": "BC"
-        if name == "bc"
-        else f"{family.upper()}({samples})"
-        if family in LABELS
-        else name,
+        "label": several if samples > 1 or family == name else name.upper(),
         "weight": weight,
         "samples": samples,
         "wins": outcomes[..., 0].astype(int).tolist(),

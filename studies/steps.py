@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -54,12 +54,20 @@ Solver = Literal["euler", "heun"]
 Grid = Literal["uniform", "quadratic"]
 
 
+def _guided(solver: str) -> bool:
+    return solver in get_args(Solver)
+
+
 class Sampler(NamedTuple):
     """How actions are denoised; "bc" is uniform Euler without guidance."""
 
     solver: Literal["euler", "heun", "bc"]
     grid: Grid
     steps: int
+
+    @property
+    def guided(self) -> bool:
+        return _guided(self.solver)
 
     @property
     def evaluations(self) -> int:
@@ -135,7 +143,7 @@ def method_of(sampler: Sampler) -> Method:
     """Return a sampler as a method to act with."""
 
     def act(bound: Bound, noise: Array, weight: Array, steps: int) -> Sampled:
-        if sampler.solver == "bc":
+        if not sampler.guided:
             return euler_counting(bound["policy"], noise, steps=sampler.steps)
         functions, times = (
             (bound["policy"], bound["critic"]),
@@ -143,7 +151,7 @@ def method_of(sampler: Sampler) -> Method:
         )
         return guided_path_sample(*functions, noise, weight, times, sampler.solver)
 
-    roles = ("policy",) if sampler.solver == "bc" else ("policy", "critic")
+    roles = ("policy", "critic") if sampler.guided else ("policy",)
     return Method("test-time", roles, act, "QGF on a grid of its own", "arXiv 2606.11087")
 
 
@@ -158,7 +166,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     plan = study_plan(preset, out, (ENV,))
     searched = settings("qgf")[2:3] if preset == "smoke" else settings("qgf")
     weight = choose_weight(plan, "qgf", searched)
-    weights = {s: 0.0 if s.solver == "bc" else weight for s in _samplers(preset)}
+    weights = {s: weight if s.guided else 0.0 for s in _samplers(preset)}
     every = learners(plan, "qgf", ENV)
     variants = {}
     for sampler, w in weights.items():
@@ -195,7 +203,7 @@ def _file_name(sampler: Sampler, plan: Plan) -> str:
     """Return the name episodes are filed under: that of METHODS where it is the same sampler."""
     same = (sampler.grid, sampler.steps) == ("uniform", plan.config.denoise_steps)
     if same and sampler.solver != "heun":
-        return "bc" if sampler.solver == "bc" else "qgf"
+        return "qgf" if sampler.guided else "bc"
     return f"steps-{sampler.solver}-{sampler.grid}-{sampler.steps}"
 
 
@@ -251,7 +259,7 @@ def _groups(data: dict[str, Any]) -> dict[tuple[str, str], list[dict]]:
 
 
 def _name(solver: str, grid: str) -> str:
-    return "BC, uniform Euler" if solver == "bc" else f"QGF, {grid} {solver.capitalize()}"
+    return f"QGF, {grid} {solver.capitalize()}" if _guided(solver) else "BC, uniform Euler"
 
 
 def say(data: dict[str, Any]) -> str:

@@ -219,15 +219,15 @@ def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
     record = lambda *args, **options: calls.append((args, options))  # noqa: E731
     monkeypatch.setattr("qgf.comparison._compare.compare", record)
     (tmp_path / "leaderboard.md").write_text("the tables")
-    argv = "--envs a b --methods qgf bfn --data c d --seeds 3,5 --episodes 7 --tune-episodes 6"
-    more = "--workers 3 --slots 4 --seed 9 --preset paper --steps 11"
+    argv = f"--envs {TASK} gymnasium:A --methods qgf bfn --data c d --seeds 3,5 --episodes 7"
+    more = "--tune-episodes 6 --workers 3 --slots 4 --seed 9 --preset paper --steps 11"
     fields = "--obs x --action u --reward r --success won"
     main(["compare", "--out", str(tmp_path), *argv.split(), *more.split(), *fields.split()])
     config = dataclasses.replace(PRESETS["paper"], steps=11)
     options = {"seeds": [3, 5], "episodes": 7, "tune_episodes": 6, "workers": 3, "slots": 4}
     assert calls == [
         (
-            (("a", "b"), ("qgf", "bfn"), (Path("c"), Path("d")), tmp_path, config),
+            ((TASK, "gymnasium:A"), ("qgf", "bfn"), (Path("c"), Path("d")), tmp_path, config),
             {**options, "seed": 9, "fields": Fields(("x",), "u", "r"), "success": "won"},
         )
     ]
