@@ -14,12 +14,13 @@ from conftest import TASK, TINY
 import qgf.commands
 from qgf.cli import main
 from qgf.commands import Train
+from qgf.comparison import Plan, check_facts
 from qgf.config import Config, Spec
 from qgf.data import Chunks, GoalChunks
 from qgf.errors import UserError
 from qgf.files import read_record, write_record
-from qgf.learners import DAC, EDP, FQL, IQL, LEARNERS, QSM, EnsembleCritic, GoalIQL
-from qgf.run import train
+from qgf.learners import DAC, EDP, FQL, IQL, LEARNERS, QAM, QSM, EnsembleCritic, GoalIQL
+from qgf.run import read_config, train
 
 
 def parsed(*words):
@@ -152,3 +153,29 @@ def test_every_hyperparameter_is_read(kind, name):
     config = Config(width=4, depth=1, chunk=2, denoise_steps=2)
     changed = config.having(dataclasses.replace(usual, **{name: other}))
     assert program(kind, changed) != program(kind, config) == program(kind, config)
+
+
+def test_settings_of_format_2_are_those_of_the_learners():
+    """Hyperparameters stood among the others then, null for the default of each learner."""
+    flat = {name: value for name, value in vars(TINY).items() if name != "hyper"}
+    flat |= {"expectile": 0.7, "bc_weight": None, "temperature": 0.5, "critic_chunk": 25}
+    tempered = {kind.Hyper(temperature=0.5) for kind in (QAM, QSM)}
+    config = read_config(flat)
+    assert {*config.hyper} == {IQL.Hyper(expectile=0.7), GoalIQL.Hyper(expectile=0.7), *tempered}
+    assert dataclasses.replace(config, hyper=()) == TINY
+
+
+def test_a_comparison_of_format_2_goes_on(tmp_path):
+    plan = Plan(
+        tmp_path, {}, Config(hyper=(IQL.Hyper(expectile=0.7),)), (0,), {"tune": 1, "test": 2}
+    )
+    every = plan.config.having(GoalIQL.Hyper(expectile=0.7))
+    plan = dataclasses.replace(plan, config=every)
+    flat = {name: value for name, value in vars(Config()).items() if name != "hyper"}
+    kept = tmp_path / "compare.json"
+    write_record(tmp_path / "episodes" / "e.json", {})
+    write_record(kept, plan.facts() | {"config": flat | {"expectile": 0.7, "bc_weight": None}})
+    check_facts(plan)
+    assert read_record(kept)["config"]["hyper"]["iql"]["expectile"] == 0.7
+    with pytest.raises(UserError, match=r"holds a comparison with other settings \(config\)"):
+        check_facts(dataclasses.replace(plan, config=Config()))
