@@ -1,5 +1,6 @@
 """Gymnasium environments as tasks: by id, by factory, with their own spaces and rewards."""
 
+import json
 import sys
 
 import jax
@@ -8,10 +9,10 @@ import pytest
 from test_own_data import TINY
 
 import qgf
-from qgf.data import from_arrays
+from qgf.data import Fields, convert, from_arrays
 from qgf.errors import UserError
 from qgf.evaluation import evaluate, format_result
-from qgf.run import read_evaluation, write_evaluation
+from qgf.run import read_evaluation, task_of, write_evaluation
 from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
 
@@ -102,6 +103,40 @@ def broken():
 def nothing():
     return 7
 
+class Broken(Reach):
+    def __init__(self, where):
+        self.where = where
+
+    def reset(self, **kwargs):
+        if self.where == "reset":
+            raise ValueError("no robot\\nat all")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        if self.where == "step":
+            raise ConnectionError("lost")
+        obs, _, *rest = super().step(action)
+        return obs, float("nan"), *rest
+
+def fails_in_reset():
+    return Broken("reset")
+
+def fails_in_step():
+    return Broken("step")
+
+def pays_nan():
+    return Broken("")
+
+def whole_numbers():
+    env = Reach()
+    env.action_space = gymnasium.spaces.Box(0, 9, (2,), int)
+    return env
+
+def words():
+    env = Reach()
+    env.observation_space = gymnasium.spaces.Dict({"word": gymnasium.spaces.Text(5)})
+    return env
+
 def discrete():
     return gymnasium.make("CartPole-v1")
 """
@@ -133,6 +168,8 @@ def test_parts_of_a_dict_observation_in_the_order_that_is_asked_for(module):
         ("my_envs:broken", (), "my_envs:broken makes no environment: no robot"),
         ("my_envs:nothing", (), "gave int, not a gymnasium.Env"),
         ("my_envs:discrete", (), "has Discrete actions; a flow policy needs continuous"),
+        ("my_envs:whole_numbers", (), "has actions of int64; a flow policy needs real numbers"),
+        ("my_envs:words", (), "has observations that are no numbers"),
         ("my_envs:rech", (), "has no function 'rech'. Did you mean 'reach'"),
         ("my_env:reach", (), "cannot import 'my_env'"),
         ("my_envs:reach", ("speed",), "has no 'speed'; it has goal, position"),
@@ -166,8 +203,79 @@ def test_a_key_that_never_appears(pendulum):
         evaluate(pendulum.path, (0.1,), success="return:much", episodes=1, workers=1)
 
 
-def test_a_run_meets_an_environment_of_other_sizes(pendulum, module, tmp_path):
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (PENDULUM, r"observations of shape \(3,\), but those in .* have 2 numbers"),
+        ("my_envs:nothing", "gave int, not a gymnasium.Env"),
+    ],
+)
+def test_data_of_another_environment_are_refused_before_training(name, message, module, tmp_path):
     data = play(find_task(f"{module}:reach", ("position",)), 3, 10)
-    run = qgf.train(PENDULUM, data, tmp_path / "run", TINY)
+    with pytest.raises(UserError, match=message):
+        qgf.train(name, data, tmp_path / "run", TINY)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_meets_an_environment_that_has_changed(module, tmp_path):
+    data = play(find_task(f"{module}:reach", ("position",)), 3, 10)
+    arrays = {"observations/position": data.column("observations")[~data.last]}
+    run = qgf.train(f"{module}:reach", in_parts(arrays), tmp_path / "run", TINY)
+    path = run.path / "config.json"
+    record = json.loads(path.read_text()) | {"env": PENDULUM, "checksum": "edited"}
+    path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"observations of shape \(3,\), the run takes \(2,\)"):
         evaluate(run.path, (0.1,), episodes=1, workers=1)
+
+
+def in_parts(observations):
+    """Three episodes of ten random actions that see a dictionary."""
+    rng, rows = np.random.default_rng(1), 30
+    return from_arrays(
+        {name.removeprefix("observations/"): array for name, array in observations.items()},
+        rng.uniform(-2, 2, (rows, 2)).astype(np.float32),
+        rewards=rng.normal(size=rows),
+        timeouts=np.arange(rows) % 10 == 9,
+    )
+
+
+@pytest.mark.parametrize(
+    "obs, shift",
+    [
+        (None, [5, -3, 1]),  # as they were given, not sorted
+        (("observations/goal", "observations/position"), [1, 5, -3]),
+        (("observations/position", "observations/goal"), [5, -3, 1]),
+    ],
+)
+def test_the_order_of_a_dict_is_kept_from_the_data_to_the_environment(obs, shift, module, tmp_path):
+    """In memory, converted, and asked for: statistics, the run's task and a second run agree."""
+    parts = {"position": np.tile([5.0, -3.0], (30, 1)), "goal": np.ones((30, 1))}
+    data, fields = in_parts(parts), Fields(obs=obs)
+    run = qgf.train(f"{module}:reach", data, tmp_path / "run", TINY, fields=fields)
+    convert(data, fields, tmp_path / "data")
+    again = qgf.train(f"{module}:reach", tmp_path / "data", tmp_path / "again", TINY)
+    for each in (run, again):
+        assert each.record["normalization"]["observation"]["shift"] == shift
+        first = task_of(each.record).make().reset(seed=3)[0]
+        goal = shift.index(1)
+        assert first[goal] == 1 and np.abs(np.delete(first, goal)).max() < 1
+    other = Fields(obs=("observations/goal", "observations/position"))
+    if shift[0] == 5:
+        with pytest.raises(UserError, match=r"has observations .*, this run"):
+            out = tmp_path / "other"
+            qgf.train(f"{module}:reach", data, out, TINY, fields=other, policy=run.path)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("fails_in_reset", "of my_envs:fails_in_reset raised ValueError in reset: no robot"),
+        ("fails_in_step", "of my_envs:fails_in_step raised ConnectionError in step: lost"),
+        ("pays_nan", "of my_envs:pays_nan gives NaN or infinity"),
+    ],
+)
+def test_what_an_environment_raises_is_told_in_one_line(name, message, module):
+    task = find_task(f"{module}:{name}")
+    with Workers(task, 1, 1) as pool, pytest.raises(UserError, match=message):
+        pool.request({0: ("reset", {"seed": 0})})
+        pool.request({0: ("act", np.zeros((1, 2), np.float32))})

@@ -172,7 +172,11 @@ def test_without_rewards_the_policy_alone_is_trained(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"normalize_actions": "none"}, r"actions leave \[-1, 1\] in dimension 0; .*--normalize"),
+        ({"normalize_actions": "none"}, r"actions leave"),
+        (
+            {"normalize_actions": "none", "normalize_observations": "none"},
+            r"actions leave \[-1, 1\] in dimension 0; .*--normalize",
+        ),
         ({"chunk": 11}, "no trajectory is as long as a chunk of 11 steps"),
     ],
 )

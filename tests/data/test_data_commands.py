@@ -162,11 +162,13 @@ def test_splits_stay_what_they_are(source, tmp_path, capsys):
 def test_states_and_goals_are_kept(tmp_path):
     made = from_arrays(np.zeros((4, 1)), np.zeros((4, 1)), timeouts=np.ones(4), qpos=np.eye(4))
     parts = made.trajectories(state=("qpos",))
-    parts = dataclasses.replace(parts, goal=np.arange(16, dtype=np.float32).reshape(8, 2))
+    two = np.arange(16, dtype=np.float32).reshape(8, 2)
+    parts = dataclasses.replace(parts, goal=two, achieved=two + 1)
     own.write(tmp_path / "out", {"train": parts}, {})
     back = open_recording(tmp_path / "out")
     found = back.trajectories(state=("state/qpos",))
     np.testing.assert_array_equal(found.goal, parts.goal)
+    np.testing.assert_array_equal(found.achieved, parts.achieved)
     np.testing.assert_array_equal(found.state["state/qpos"], parts.state["qpos"])
 
 

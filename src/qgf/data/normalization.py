@@ -80,11 +80,14 @@ class Normalized:
     def __init__(self, source: Source, normalization: Normalization):
         self.folder, self.name = source.folder, source.name
         self.rewards, self.rewarded, self.widths = source.rewards, source.rewarded, source.widths
+        self.parts = source.parts
         self.origin, self.split, self.intact = source.origin, source.split, source.intact
         self._source, self._normalization = source, normalization
 
     def read(self, shard: Shard) -> Trajectories:
         found = self._source.read(shard)
+        if self._normalization.action is None:
+            _check_range(found.action[~found.last])
         return dataclasses.replace(
             found,
             observation=self._normalization.observed(found.observation),
@@ -102,29 +105,29 @@ def fit(source: Source, observations: Observations, actions: Actions) -> Normali
         observations: "none", or "standard": mean 0 and deviation 1.
         actions: "none"; "range": the least and greatest become -1 and 1; "quantiles": those of
             1 and 99 per cent do, so that outliers do not squeeze the rest.
-
-    Raises:
-        UserError: actions lie outside [-1, 1] and are not normalized.
     """
     if observations == actions == "none":
         return Normalization()
     every = [source.read(shard) for shard in source.split("train")]
     done = np.concatenate([e.action[~e.last] for e in every]).astype(float)
-    if actions == "none":
-        outside = (np.abs(done) > 1 + TOLERANCE).any(0)
-        if outside.any():
-            raise UserError(
-                f"actions leave [-1, 1] in dimension {np.flatnonzero(outside)[0]}; normalize them: "
-                "--normalize-actions range, or quantiles"
-            )
-        action = None
-    else:
+    action = None
+    if actions != "none":
         ends = (0.0, 1.0) if actions == "range" else QUANTILES
         low, high = np.quantile(done, ends, axis=0)
         action = _affine((low + high) / 2, (high - low) / 2)
     seen = np.concatenate([e.observation[~unseen_rows(e)] for e in every])
     standard = _affine(seen.mean(0, dtype=float), seen.std(0, dtype=float))
     return Normalization(standard if observations == "standard" else None, action)
+
+
+def _check_range(action: Float[np.ndarray, "row action"]) -> None:
+    """Raise UserError if actions lie outside [-1, 1], where the sampler cannot follow."""
+    outside = (np.abs(action) > 1 + TOLERANCE).any(0)
+    if outside.any():
+        raise UserError(
+            f"actions leave [-1, 1] in dimension {np.flatnonzero(outside)[0]}; normalize them: "
+            "--normalize-actions range, or quantiles"
+        )
 
 
 def _affine(shift: np.ndarray, scale: np.ndarray) -> Affine:

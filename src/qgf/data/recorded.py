@@ -32,6 +32,7 @@ class Recorded:
         episodes = recording.trajectories(fields)
         self._parts = {split: episodes.take(numbers) for split, numbers in chosen.items()}
         self._files = recording.files
+        self.parts = recording.parts(fields)
         self.folder = Path(path)
         self.name = recording.format
         self.rewarded = episodes.reward is not None

@@ -17,6 +17,8 @@ class Source(Protocol):
         rewards: which rewards are used, in one line.
         rewarded: whether there are any, that is whether a critic of the task can be trained.
         origin: the words after `qgf` of the command that made them; empty where none did.
+        parts: names of the recorded fields that are the observation, in their order; empty where
+            the task says it.
         widths: how many numbers an observation and an action have.
     """
 
@@ -25,6 +27,7 @@ class Source(Protocol):
     rewards: str
     rewarded: bool
     origin: tuple[str, ...]
+    parts: tuple[str, ...]
     widths: tuple[int, int]
 
     def split(self, split: Split) -> list[Shard]:

@@ -284,10 +284,11 @@ def borrow_again(out: Path, sources: dict[str, Path], record: dict) -> dict[str,
 
 def _borrowed(role: str, run: Path, record: dict) -> tuple[Learner, dict]:
     """Return another run's learner, and where it is from and how it was trained."""
-    other = load_record(run)
+    other, parts = load_record(run), record["data"]["parts"]
     for name, ours, theirs in (
         ("data", record["data"]["name"], other["data"]["name"]),
         ("chunk", record["config"]["chunk"], other["config"]["chunk"]),
+        ("observations", parts, other["data"].get("parts", parts)),
         ("env", record["env"], record["env"] if role == "policy" else other["env"]),
     ):
         if ours != theirs:

@@ -44,7 +44,7 @@ def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
 
 def task_of(record: dict) -> Task:
     """Return the task of a run's config.json."""
-    return find_task(record["env"], fields_of(record).obs or ())
+    return find_task(record["env"], record["data"].get("parts", fields_of(record).obs or ()))
 
 
 def fields_of(record: dict) -> Fields:

@@ -131,8 +131,9 @@ def train(
         if isinstance(data, Recording):
             data, fields = _kept(data, fields, out, step), Fields()
         data = Path(data)
-        task = find_task(env, fields.obs or ())
+        task = find_task(env)
         source = task.open(data, fields, sparse=config.sparse_rewards)
+        find_task(env, source.parts).check(source)
         kinds = learners_of(task, source.rewarded, method, critic)
         sources = sources_of(env, method, kinds, policy, base)
         check_hyper(config, kinds, sources)
@@ -143,6 +144,7 @@ def train(
         spec = dataset.spec(validation)
         record = make_record(out, env, method, kinds, source, spec, config, seeds, sources)
         record["data"]["fields"] = dataclasses.asdict(fields)
+        record["data"]["parts"] = list(source.parts)
         record["normalization"] = normalization.record()
         if step:
             check_same(out, record)

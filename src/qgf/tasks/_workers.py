@@ -1,6 +1,8 @@
 """Environment processes for evaluation: each steps its own environments, chunk by chunk."""
 
+import contextlib
 import multiprocessing
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -88,7 +90,7 @@ class Workers:
 
 def _serve(pipe: Connection, task: Task, kwargs: dict[str, Any]) -> None:
     follow_parent()
-    serve = {"reset": _reset, "act": partial(_act, task), "render": _render}
+    serve = {"reset": partial(_reset, task), "act": partial(_act, task), "render": _render}
     envs: dict[int, Any] = {}
     while True:
         try:
@@ -109,9 +111,30 @@ def _serve(pipe: Connection, task: Task, kwargs: dict[str, Any]) -> None:
             return
 
 
-def _reset(env: Any, kwargs: dict[str, Any]) -> Reply:
-    obs, info = env.reset(**kwargs)
-    return Reply(obs.astype(np.float32), goal=info.get("goal"))
+@contextlib.contextmanager
+def _told(task: Task, what: str) -> Iterator[None]:
+    """Make a UserError of what an environment raises, which is another's code."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"the environment of {task.name} raised {type(error).__name__} in {what}: {line}"
+        ) from error
+
+
+def _seen(task: Task, obs: np.ndarray, reward: float = 0.0) -> np.ndarray:
+    if not np.isfinite(obs).all() or not np.isfinite(reward):
+        raise UserError(f"the environment of {task.name} gives NaN or infinity")
+    return obs.astype(np.float32)
+
+
+def _reset(task: Task, env: Any, kwargs: dict[str, Any]) -> Reply:
+    with _told(task, "reset"):
+        obs, info = env.reset(**kwargs)
+        return Reply(_seen(task, obs), goal=info.get("goal"))
 
 
 def _act(task: Task, env: Any, actions: np.ndarray) -> Reply:
@@ -122,14 +145,15 @@ def _act(task: Task, env: Any, actions: np.ndarray) -> Reply:
         )
     total, solved = 0.0, []
     for length, action in enumerate(actions, 1):  # noqa: B007
-        obs, reward, terminated, truncated, info = env.step(action)
-        total += float(reward)
-        solved.append(task.success(info))
+        with _told(task, "step"):
+            obs, reward, terminated, truncated, info = env.step(action)
+            total += float(reward)
+            solved.append(task.success(info))
         if terminated or truncated:
             break
     done = bool(terminated or truncated)
     success = None if solved[-1] is None else any(solved)
-    return Reply(obs.astype(np.float32), total, length, done, success)
+    return Reply(_seen(task, obs, total), total, length, done, success)
 
 
 def _render(env: Any, kwargs: dict[str, Any]) -> np.ndarray:

@@ -2,19 +2,17 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
 from qgf._named import import_function
 from qgf.errors import UserError
-from qgf.tasks.task import NO_TASK
+from qgf.tasks.task import NO_TASK, Task
 
 if TYPE_CHECKING:
-    from qgf.data.readers import Fields
-    from qgf.data.recorded import Recorded
+    from qgf.data.source import Source
 
 PREFIX = "gymnasium:"
 RETURN = "return"
@@ -22,19 +20,10 @@ SUCCESS = ("success", "is_success")
 """keys of `info` under which environments say that the task is solved"""
 
 
-class GymnasiumTask:
-    """An environment that pays rewards; what recorded episodes paid stands in their files.
+class GymnasiumTask(Task):
+    """An environment that pays rewards; what recorded episodes paid stands in their files."""
 
-    See `qgf.tasks.Task`.
-    """
-
-    part = "task"
-    rewarded = True
-    unjudged = ""
-    goals = 0
-    goal_conditioned = False
-    normalized = True
-    filmed: ClassVar = ({"render_mode": "rgb_array"}, {})
+    filmed = ({"render_mode": "rgb_array"}, {})
 
     def __init__(self, name: str, obs: Sequence[str] = ()):
         """Take "gymnasium:ID", or "module:factory", of which factory(**kwargs) makes one.
@@ -45,8 +34,6 @@ class GymnasiumTask:
         """
         self.name = self.domain = name
         self._obs = tuple(obs)
-        self.key: str | None = None
-        self.threshold: float | None = None
 
     def judged_by(self, rule: str) -> "GymnasiumTask":
         """Return the task with another rule of success.
@@ -76,7 +63,12 @@ class GymnasiumTask:
         if not isinstance(env, gymnasium.Env):
             raise UserError(f"{self.name} gave {type(env).__name__}, not a gymnasium.Env")
         _check_spaces(self.name, env)
-        env = _Vector(env, self._obs)
+        try:
+            env = _Vector(env, self._obs)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.name} has observations that are no numbers: {_line(error)}"
+            ) from None
         return gymnasium.wrappers.TimeLimit(env, limit) if limit else env
 
     def _made(self, **kwargs: Any) -> Any:
@@ -88,18 +80,19 @@ class GymnasiumTask:
         found = [info[key] for key in (SUCCESS if self.key is None else [self.key]) if key in info]
         return bool(found[0]) if found else None
 
-    def open(
-        self,
-        path: Path,
-        fields: "Fields | None" = None,
-        *,
-        sparse: bool = False,
-        trust: bool = False,
-    ) -> "Recorded":
-        from qgf.data.readers import Fields
-        from qgf.data.recorded import Recorded
-
-        return Recorded(path, fields or Fields())
+    def check(self, source: "Source") -> None:
+        env = self.make()
+        spaces = (env.observation_space, env.action_space)
+        env.close()
+        for what, space, width in zip(
+            ("observations", "actions"), spaces, source.widths, strict=True
+        ):
+            if space.shape != (width,):
+                raise UserError(
+                    f"{self.name} has {what} of shape {space.shape}, but those in {source.folder} "
+                    f"have {width} numbers; use data of this environment, or other fields (--obs, "
+                    "--action)"
+                )
 
 
 class _Vector(gymnasium.ObservationWrapper):
@@ -107,7 +100,7 @@ class _Vector(gymnasium.ObservationWrapper):
 
     def __init__(self, env: gymnasium.Env, names: Sequence[str]):
         super().__init__(env)
-        self._parts = [name.removeprefix("observations/").split("/") for name in names]
+        self._parts = [_path(name) for name in names]
         width = len(self.observation(env.observation_space.sample()))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
 
@@ -118,11 +111,19 @@ class _Vector(gymnasium.ObservationWrapper):
         return np.concatenate([_flat(each) for each in found])
 
 
+def _path(name: str) -> list[str]:
+    """Return where a recorded field lies in the observation; "observations" is all of it."""
+    return [word for word in name.removeprefix("observations").split("/") if word]
+
+
 def _part(observation: Any, path: Sequence[str]) -> Any:
     for name in path:
         if not isinstance(observation, dict) or name not in observation:
             there = ", ".join(observation) if isinstance(observation, dict) else "nothing"
-            raise UserError(f"the environment's observation has no {name!r}; it has {there}")
+            raise UserError(
+                f"the environment's observation has no {name!r}; it has {there}: "
+                "name its parts with --obs"
+            )
         observation = observation[name]
     return observation
 
@@ -133,33 +134,16 @@ def _flat(observation: Any) -> np.ndarray:
     return np.ravel(np.asarray(observation, np.float32))
 
 
-class NoTask:
+class NoTask(Task):
     """Recorded episodes without an environment: to train from, and to guide by, not to run."""
 
     name = domain = NO_TASK
-    part = "task"
     rewarded = False
     unjudged = (
         "there is no environment to run: the run was trained from recorded episodes alone; look at "
         "its validation losses (RUN/metrics.jsonl), or train with --env gymnasium:ID or "
         "module:factory"
     )
-    goals = 0
-    goal_conditioned = False
-    normalized = True
-    filmed = None
-
-    def make(self, **kwargs: Any) -> gymnasium.Env:
-        raise UserError(self.unjudged)
-
-    def success(self, info: dict[str, Any]) -> bool | None:
-        return None
-
-    open = GymnasiumTask.open
-    key = threshold = None
-
-    def judged_by(self, rule: str) -> "NoTask":
-        raise UserError(self.unjudged)
 
 
 def _line(error: Exception) -> str:
@@ -171,6 +155,10 @@ def _check_spaces(name: str, env: gymnasium.Env) -> None:
     if not isinstance(env.action_space, boxes):
         kind = type(env.action_space).__name__
         raise UserError(f"{name} has {kind} actions; a flow policy needs continuous ones (Box)")
+    if env.action_space.dtype.kind != "f":
+        raise UserError(
+            f"{name} has actions of {env.action_space.dtype}; a flow policy needs real numbers"
+        )
     if not isinstance(env.observation_space, boxes | gymnasium.spaces.Dict):
         kind = type(env.observation_space).__name__
         raise UserError(f"{name} has {kind} observations; they must be a Box, or a Dict of them")

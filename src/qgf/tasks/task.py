@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
+
+from qgf.errors import UserError
 
 if TYPE_CHECKING:
     from qgf.data.readers import Fields
@@ -15,8 +17,7 @@ NO_TASK = "none"
 """name of the task of recorded episodes without an environment"""
 
 
-@runtime_checkable
-class Task(Protocol):
+class Task:
     """A task, or the goals that an environment asks for.
 
     Attributes:
@@ -36,15 +37,15 @@ class Task(Protocol):
 
     name: str
     domain: str
-    part: str
-    rewarded: bool
-    unjudged: str
-    goals: int
-    goal_conditioned: bool
-    normalized: bool
-    filmed: tuple[dict[str, Any], dict[str, Any]] | None
-    key: str | None
-    threshold: float | None
+    part: str = "task"
+    rewarded: bool = True
+    unjudged: str = ""
+    goals: int = 0
+    goal_conditioned: bool = False
+    key: str | None = None
+    threshold: float | None = None
+    normalized: bool = True
+    filmed: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def make(self, **kwargs: Any) -> gymnasium.Env:
         """Return an environment. UserError if there is none, or it does not start.
@@ -52,7 +53,7 @@ class Task(Protocol):
         Args:
             kwargs: Gymnasium's `max_episode_steps`, or the environment's own.
         """
-        ...
+        raise UserError(self.unjudged)
 
     def open(
         self,
@@ -62,7 +63,7 @@ class Task(Protocol):
         sparse: bool = False,
         trust: bool = False,
     ) -> "Source":
-        """Return recorded episodes, labelled with what the task pays.
+        """Return recorded episodes, labelled with what the task pays: by default what they say.
 
         Args:
             fields: which fields of the files are used, where the task does not say it.
@@ -72,17 +73,24 @@ class Task(Protocol):
         Raises:
             UserError: they are missing, damaged, or of another task.
         """
-        ...
+        # Environment processes read this file but never JAX, which data come with.
+        from qgf.data.readers import Fields
+        from qgf.data.recorded import Recorded
+
+        return Recorded(path, fields or Fields())
+
+    def check(self, source: "Source") -> None:
+        """Raise UserError if recorded episodes are not of this task's environment."""
 
     def judged_by(self, rule: str) -> "Task":
         """Return the task with another rule of success. UserError if it has one of its own."""
-        ...
+        raise UserError(self.unjudged)
 
     def success(self, info: dict[str, Any]) -> bool | None:
         """Whether a step, of which the environment gave `info`, solved the task.
 
         None: it does not say."""
-        ...
+        return None
 
 
 def find_task(name: str, obs: Sequence[str] = ()) -> Task:

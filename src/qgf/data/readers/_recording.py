@@ -82,6 +82,8 @@ class Recording:
         unseen: the last rows whose state was not recorded, which repeat the one before.
         validation: numbers of the episodes that the format sets aside; None if it sets none.
         refused: fields that cannot be used, and why.
+        achieved: name of the field that says what a goal shows of a state; None if there is none.
+        joined: of fields that were converted, the names of those that were joined, in order.
     """
 
     format: str
@@ -99,6 +101,8 @@ class Recording:
     unseen: Bool[np.ndarray, " row"] | None = None
     validation: Int[np.ndarray, " chosen"] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    achieved: str | None = None
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def ends(self) -> Int[np.ndarray, " episode"]:
@@ -179,6 +183,11 @@ class Recording:
         """Whether the task was solved by the row's action; None if nobody said."""
         return None if self.success is None else ~self.last & (self.of_action(self.success) > 0)
 
+    def parts(self, fields: Fields) -> tuple[str, ...]:
+        """Return the names of the recorded fields that are the observation, in their order."""
+        names = fields.obs or self.observation
+        return tuple(part for name in names for part in self.joined.get(name, (name,)))
+
     def rewards(self) -> tuple[str, ...]:
         """Return what `Fields.reward` could be."""
         from qgf.data.readers._rewards import possible_rewards  # which needs this module
@@ -210,6 +219,7 @@ class Recording:
             unseen=self.unseen if self.of_state.issuperset(names) else self.last,
             success=self.solved(),
             goal=None if self.goal is None else self.numbers(self.goal),
+            achieved=None if self.achieved is None else self.numbers(self.achieved),
             state={name: self.column(name) for name in state},
         )
 

@@ -66,10 +66,12 @@ def read(path: Path) -> Recording:
             reward="reward" if "reward" in usable else None,
             success="success" if "success" in usable else None,
             goal="goal" if "goal" in usable else None,
+            achieved="achieved" if "achieved" in usable else None,
             of_state=frozenset(usable) - {*OF_ACTION},
             terminated=marks.get("terminated"),
             unseen=marks.get("unseen"),
             validation=np.flatnonzero(is_val),
+            joined={"observation": tuple(record["source"].get("parts", ["observations"]))},
         ),
         usable,
     )
@@ -120,6 +122,7 @@ def convert(recording: Recording, fields: Fields, folder: Path) -> dict[str, Tra
         "format": recording.format,
         "path": recording.source,
         "fields": dataclasses.asdict(fields),
+        "parts": recording.parts(fields),
         "files": {str(file): sha256(file) for file in recording.files},
     }
     write(folder, parts, source)

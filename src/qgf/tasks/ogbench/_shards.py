@@ -20,6 +20,8 @@ class OGBenchShards:
     See `qgf.data.Source`.
     """
 
+    parts = ()
+
     def __init__(self, manifest: Manifest, name: EnvName, env: gymnasium.Env, sparse: bool):
         self.manifest = manifest
         self.folder = manifest.folder

@@ -1,29 +1,29 @@
 """OGBench's tasks and goals: names, rewards computed from recorded states, five goals."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
 from qgf.errors import UserError
 from qgf.tasks.ogbench.envs import EnvName, make_env
+from qgf.tasks.task import Task
 
 if TYPE_CHECKING:
     from qgf.data.readers import Fields
     from qgf.tasks.ogbench._shards import OGBenchShards
 
 
-class OGBenchTask:
+class OGBenchTask(Task):
     """One of OGBench's tasks (…-singletask-taskN-v0), its goals (…-oraclerep-v0), or neither.
 
     Where no task is named, rewards are 0 and no task ends: enough for behaviour cloning, and for
-    goals that are whole observations. See `qgf.tasks.Task`.
+    goals that are whole observations.
     """
 
     goals = 5
     normalized = False
-    filmed: ClassVar = ({"width": 320, "height": 320}, {"camera": "front_pixels"})
-    key = threshold = None
+    filmed = ({"width": 320, "height": 320}, {"camera": "front_pixels"})
     unjudged = (
         "the run has no critic, so there is no task to evaluate; train one with `qgf train --env "
         "…-singletask-taskN-v0 --policy RUN`"
@@ -55,7 +55,6 @@ class OGBenchTask:
         sparse: bool = False,
         trust: bool = False,
     ) -> "OGBenchShards":
-        # Environment processes read this file but never JAX, which data come with.
         from qgf.data.manifest import load_manifest, read_manifest
         from qgf.data.readers import Fields
         from qgf.tasks.ogbench._shards import OGBenchShards
