@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qgf.data import Trajectories
-from qgf.data.normalization import Normalization, fit
+from qgf.data.manifest import Shard
+from qgf.data.normalization import Normalization, Normalized, fit
 from qgf.errors import UserError
 
 
@@ -16,13 +17,19 @@ def source(action, observation=None, unseen=None):
     observation = np.zeros((rows, 1), np.float32) if observation is None else observation
     last = np.arange(rows) % 11 == 10
     half = rows // 2
-    parts = [
-        Trajectories(observation[part], action[part], last[part], unseen=unseen and last[part])
-        for part in (slice(half), slice(half, None))
-    ]
-    others = dict.fromkeys(("folder", "name", "rewards", "rewarded", "origin", "widths"))
+    parts = {
+        name: Trajectories(
+            observation[part], action[part], last[part], unseen=unseen and last[part]
+        )
+        for name, part in (("0", slice(half)), ("1", slice(half, None)))
+    }
+    shards = [Shard(name, "train", 2, half, "") for name in parts]
+    names = ("folder", "name", "rewards", "rewarded", "origin", "parts", "widths")
+    others = dict.fromkeys(names)
     others["intact"] = lambda part: True
-    return SimpleNamespace(split=lambda split: parts, read=lambda part: part, **others)
+    return SimpleNamespace(
+        split=lambda split: shards, read=lambda shard: parts[shard.file], **others
+    )
 
 
 @pytest.fixture
@@ -71,5 +78,10 @@ def test_what_config_json_holds_comes_back(action):
 
 
 def test_actions_outside_are_refused_unless_normalized(action):
-    with pytest.raises(UserError, match=r"leave \[-1, 1\] in dimension 1"):
-        fit(source(action * np.float32([0, 1, 0])), "standard", "none")
+    recorded = source(action * np.float32([0, 1, 0]))
+    for observations in ("standard", "none"):
+        normalization = fit(recorded, observations, "none")
+        with pytest.raises(UserError, match=r"leave \[-1, 1\] in dimension 1"):
+            Normalized(recorded, normalization).read(recorded.split("train")[0])
+    inside = source(action * np.float32([0, 0, 0]))
+    Normalized(inside, fit(inside, "none", "none")).read(inside.split("train")[0])
