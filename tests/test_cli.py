@@ -15,6 +15,7 @@ import pytest
 from conftest import TASK, TINY
 
 import qgf.commands
+from qgf._parsing import parse
 from qgf.cli import main
 from qgf.config import PRESETS, Config
 from qgf.data import Fields
@@ -285,7 +286,7 @@ def test_policy_of_another_shape(fails_to_train, data, run):
 
 
 def parsed(argv):
-    return qgf.commands.parse(["train", "--env", TASK, "--data", "d", "--out", "o", *argv])
+    return parse(["train", "--env", TASK, "--data", "d", "--out", "o", *argv])
 
 
 def test_options_reach_the_configuration():

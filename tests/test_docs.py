@@ -80,7 +80,7 @@ def test_commands_of_the_pages_parse(run, tmp_path):
     lines = [line for line in lines if "awr" not in line]  # a method of the page's own
     assert len(lines) > 8
     code = (
-        "import json, sys; from qgf.commands import parse; [parse(a) for a in json.load(sys.stdin)]"
+        "import json, sys; from qgf._parsing import parse; [parse(a) for a in json.load(sys.stdin)]"
     )
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/task2").symlink_to(run)  # a base whose settings are read while parsing

@@ -9,6 +9,7 @@ import pytest
 from test_own_data import TINY
 
 import qgf
+from qgf.comparison import Plan, protocol, run_episodes, variant
 from qgf.data import Fields, convert, from_arrays
 from qgf.errors import UserError
 from qgf.evaluation import evaluate, format_result
@@ -239,6 +240,25 @@ def in_parts(observations):
     )
 
 
+class Asked(Exception):
+    """An environment that was to be made; its argument is the task."""
+
+
+def asked_by_a_comparison(run, out):
+    """The environment in which a comparison that holds this run acts."""
+
+    def workers(task, *sizes):
+        raise Asked(task)
+
+    env = run.record["env"]
+    plan = Plan(out / "compared", {}, TINY, (0,), {"test": 1})
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Asked) as asked:
+        patch.setattr(protocol, "run_folder", lambda *what: run.path)
+        patch.setattr(protocol, "Workers", workers)
+        run_episodes(plan, env, "test", {"bc": variant(plan, "bc", env, [(0.0, 1)])})
+    return asked.value.args[0].make()
+
+
 @pytest.mark.parametrize(
     "obs, shift",
     [
@@ -259,6 +279,7 @@ def test_the_order_of_a_dict_is_kept_from_the_data_to_the_environment(obs, shift
         first = task_of(each.record).make().reset(seed=3)[0]
         goal = shift.index(1)
         assert first[goal] == 1 and np.abs(np.delete(first, goal)).max() < 1
+    assert np.array_equal(asked_by_a_comparison(again, tmp_path).reset(seed=3)[0], first)
     other = Fields(obs=("observations/goal", "observations/position"))
     if shift[0] == 5:
         with pytest.raises(UserError, match=r"has observations .*, this run"):

@@ -12,7 +12,7 @@ import pytest
 from conftest import TASK, TINY
 
 import qgf
-from qgf.commands import parse
+from qgf._parsing import parse
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import _arms, _named, evaluate
 from qgf.learners import LEARNERS

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import TASK, TINY
 
-import qgf.commands
+from qgf._parsing import parse
 from qgf.cli import main
 from qgf.commands import Train
 from qgf.comparison import Plan, check_facts
@@ -24,7 +24,7 @@ from qgf.run import read_config, train
 
 
 def parsed(*words):
-    return qgf.commands.parse(["train", "--out", "o", *map(str, words)])
+    return parse(["train", "--out", "o", *map(str, words)])
 
 
 SHOWN = {
@@ -56,13 +56,13 @@ def test_an_option_is_for_the_learners_that_have_it():
     config = parsed("--method", "fql", "--bc-weight", "3", "--no-resume").config
     assert config.hyper == (FQL.Hyper(bc_weight=3.0),)
     words = ["compare", "--out", "o", "--envs", TASK, "--data", "d", "--methods", "fql", "edp"]
-    config = qgf.commands.parse([*words, "--bc-weight", "3", "--expectile=0.8"]).config
+    config = parse([*words, "--bc-weight", "3", "--expectile=0.8"]).config
     every = (FQL, EDP, DAC, QSM, IQL, GoalIQL)
     assert {*config.hyper} == {
         kind.Hyper(**{"expectile": 0.8} if kind in (IQL, GoalIQL) else {"bc_weight": 3.0})
         for kind in every
     }
-    assert qgf.commands.parse(words).config == Config()
+    assert parse(words).config == Config()
 
 
 def test_the_hyperparameters_of_a_base_run_stand_for_those_not_given(run, tmp_path):

@@ -11,19 +11,19 @@ from qgf.errors import UserError
 from qgf.learners import LEARNERS
 
 
-def with_options(command: type, kinds: Collection[str], config: Config, words: list[str]) -> type:
+def with_options(command: type, kinds: Collection[str], config: Config, given: set[str]) -> type:
     """Return the command with the hyperparameters of these learners, in a group for each.
 
     What learners of the group before have as well is one option.
 
     Args:
         config: what stands for options that are not given.
-        words: the command line.
+        given: names of the options on the command line.
 
     Raises:
         UserError: an option of other learners is given.
     """
-    for name in given(words):
+    for name in given:
         owners = [kind for kind, learner in LEARNERS.items() if name in _names(learner)]
         if owners and not {*owners} & {*kinds}:
             raise UserError(
@@ -59,7 +59,7 @@ def with_options(command: type, kinds: Collection[str], config: Config, words: l
 
 
 def settled(
-    command: Any, kinds: Collection[str], config: Config, words: list[str]
+    command: Any, kinds: Collection[str], config: Config, given: set[str]
 ) -> Callable[[], None]:
     """Return a parsed command whose settings hold the hyperparameters of learners of `kinds`.
 
@@ -67,7 +67,7 @@ def settled(
     """
     values: dict[str, Any] = {}
     for group in vars(command.hyper).values():
-        values = {name: vars(group)[name] for name in given(words) & vars(group).keys()} | values
+        values = {name: vars(group)[name] for name in given & vars(group).keys()} | values
     hyper = [
         dataclasses.replace(
             config.of(LEARNERS[kind].Hyper),
@@ -76,12 +76,6 @@ def settled(
         for kind in kinds
     ]
     return dataclasses.replace(command, config=command.config.having(*hyper))
-
-
-def given(words: list[str]) -> set[str]:
-    """Return the names of the options among the words of a command line."""
-    options = (word.partition("=")[0] for word in words if word.startswith("--"))
-    return {word[2:].replace("-", "_").removeprefix("no_") for word in options}
 
 
 def _names(learner: type) -> list[str]:

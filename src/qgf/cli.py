@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     where the reader of a pipe is gone.
     """
     try:
-        from qgf.commands import parse
+        from qgf._parsing import parse
 
         parse(sys.argv[1:] if argv is None else argv)()
         _flush()

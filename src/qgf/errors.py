@@ -36,6 +36,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def check_counts(counts: Mapping[str, int]) -> None:
     """Raise UserError unless every count is at least 1 and not beyond all use, by its name."""
     for name, value in counts.items():

@@ -5,6 +5,7 @@ method is tuned by is chosen once per domain, on tune episodes of all its tasks 
 reported on other episodes. A comparison that was cut off goes on where it was.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,6 @@ from qgf.files import locked, read_value, write_value
 from qgf.methods.table import CLONED, canonical, find_method, kinds_of, settings
 from qgf.run._evaluation import choose
 from qgf.run.checkpoint import of_seed
-from qgf.tasks import Task
 
 
 def compare(
@@ -83,7 +83,7 @@ def compare(
     counts = {"tune": tune_episodes, "test": episodes}
     sizing = workers, slots, seed, fields or Fields(), success
     plan = Plan(Path(out), {}, config, tuple(seeds), counts, *sizing)
-    plan.data.update(_folders(plan, envs, data))
+    plan = dataclasses.replace(plan, data=_folders(plan, envs, data))
     with locked(plan.out):
         check_facts(plan)
         entries, searched = [], {}
@@ -194,7 +194,7 @@ def _folders(plan: Plan, envs: Sequence[str], data: Sequence[Path]) -> dict[str,
         raise UserError(f"{missing[len(left)]} needs data of its own; name them with --data")
     found |= dict(zip(missing, left, strict=False))
     for domain, path in found.items():
-        _check_fit(plan, tasks[domain], path)
+        _check_fit(plan, tasks[domain].name, path)
     if len(left) > len(missing):
         raise UserError(f"no environment of --envs needs the data in {left[len(missing)]}")
     return found
@@ -208,9 +208,10 @@ def _dataset_name(path: Path) -> str | None:
         return None  # what it is, and what is wrong with it, is said by who opens it
 
 
-def _check_fit(plan: Plan, task: Task, path: Path) -> None:
+def _check_fit(plan: Plan, name: str, path: Path) -> None:
     """Raise a UserError unless a critic can learn a task from data, and its spaces are theirs."""
-    source = task.open(path, plan.fields, trust=True)
+    source = plan.task(name).open(path, plan.fields, trust=True)
+    task = plan.task(name, source.parts)
     if not (source.rewarded or task.goal_conditioned):
         raise UserError(f"{path} has no rewards, from which critics learn; choose some by --reward")
     env = task.make()

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from qgf.evaluation.measure import RETURN, SUCCESS, Measure, measure_of
 from qgf.evaluation.statistics import (
+    bootstrap_mean,
     improvement_probability,
     interquartile_mean,
     paired_difference,
@@ -131,7 +132,7 @@ def _task(
     if measure is SUCCESS:
         interval = wilson_interval(int(scores.sum()), scores.size)
     else:
-        interval = paired_difference(scores, np.zeros_like(scores), RESAMPLES)[1]
+        interval = bootstrap_mean(scores, RESAMPLES)[1]
     figures = {
         name: float(scores.mean()),
         f"{name}_ci95": interval,

@@ -92,9 +92,13 @@ class Plan:
     fields: Fields = Fields()  # noqa: RUF009
     success: str | None = None
 
-    def task(self, env: str) -> Task:
-        """Return the task of a name, as the episodes of this plan are judged."""
-        task = find_task(env, self.fields.obs or ())
+    def task(self, env: str, parts: Sequence[str] = ()) -> Task:
+        """Return the task of a name, as the episodes of this plan are judged.
+
+        Args:
+            parts: names of the recorded fields that are the observation, where data are known.
+        """
+        task = find_task(env, parts or self.fields.obs or ())
         return task if self.success is None else task.judged_by(self.success)
 
     def facts(self) -> dict:
@@ -153,10 +157,11 @@ def check_task(task: Task) -> None:
 def kinds_compared(methods: Sequence[str], envs: Sequence[str]) -> list[str]:
     """Return the kinds of all learners that a comparison of methods on tasks needs."""
     found: set[str] = set()
+    tasks = [find_task(env) for env in envs]
     for name in (CLONED, *methods):
-        for task in map(find_task, envs):
-            found |= {*learners_of(task, task.rewarded, name, None).values()}
-        found |= {*kinds_of(find_method(name)).values()} if not envs else set()
+        needed = [learners_of(task, task.rewarded, name, None) for task in tasks]
+        for kinds in needed or [kinds_of(find_method(name))]:
+            found |= {*kinds.values()}
     return [kind for kind in LEARNERS if kind in found]
 
 
@@ -167,13 +172,14 @@ def variant(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> Var
 
 def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant]) -> None:
     """Run the episodes of all variants, named as they are filed, that are not there yet."""
-    task = plan.task(env)
     with contextlib.ExitStack() as stack:
         pool = None
         for name, (method, load, settings) in variants.items():
             missing = [s for s in settings if not _file(plan, name, env, split, s).exists()]
             if not missing:
                 continue
+            record = load_record(run_folder(plan, "policy", env))
+            task = plan.task(env, record["data"].get("parts", ()))
             # One pool for all variants: making its environments takes longer than a variant.
             pool = pool or stack.enter_context(Workers(task, plan.slots, plan.workers))
             arms = {setting: Arm(method, *setting) for setting in missing}
@@ -182,7 +188,7 @@ def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant])
             jobs = make_jobs([*arms.values()], len(plan.seeds), {split: count})
             print(f"evaluating {name} on {env}, {split} episodes", flush=True)
             sizing = plan.workers, plan.slots, plan.seed
-            scale = Normalization.of(load_record(run_folder(plan, "policy", env)))
+            scale = Normalization.of(record)
             outcomes = roll_out(task, sizes, load(), jobs, *sizing, pool, scale)
             for setting, arm in arms.items():
                 found = table(outcomes, arm, split)

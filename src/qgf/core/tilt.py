@@ -58,8 +58,8 @@ def policy_deviation(
         velocity: of the policy, bound to observations.
         like: an array of the shape and dtype of actions.
         steps: Euler steps T of a sample.
-        samples: actions per row; their noises are the same ones for every row and call. A row
-            whose actions are not finite counts as one without spread: it is not guided.
+        samples: actions per row; their noises are the same ones for every row and call. One
+            that is not finite counts as 0, so that a row without any finite one is not guided.
     """
     noise = jax.random.normal(jax.random.key(0), (samples, *like.shape[1:]), like.dtype)
 

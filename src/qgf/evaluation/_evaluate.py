@@ -20,7 +20,7 @@ from qgf.config import Spec
 from qgf.data.normalization import Normalization
 from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluation.measure import RETURN, SUCCESS, Measure, measure_of
-from qgf.evaluation.statistics import paired_difference, wilson_interval
+from qgf.evaluation.statistics import bootstrap_mean, paired_difference, wilson_interval
 from qgf.methods.table import (
     BEST_OF,
     CLONED,
@@ -216,7 +216,7 @@ def figures(data: Float[np.ndarray, "seed episode 4"]) -> dict:
     return {
         **judged,
         "return": returns.mean(),
-        "return_ci95": paired_difference(returns, np.zeros_like(returns))[1],
+        "return_ci95": bootstrap_mean(returns)[1],
         "length": data[..., 2].mean(),
         "episodes": wins.size,
         "fallbacks": int(data[..., 3].sum()),

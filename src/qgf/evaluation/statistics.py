@@ -31,9 +31,18 @@ def paired_difference(
     Pairs (the same training seed and episode) are drawn together; with several training
     seeds, the seeds are drawn too.
     """
-    difference: Float[np.ndarray, "seed episode"] = ours.astype(float) - theirs
-    drawn = resample(difference[None], resamples, np.random.default_rng(0))[0]
-    return float(difference.mean()), percentile_interval(drawn.mean(-1))
+    return bootstrap_mean(ours.astype(float) - theirs, resamples)
+
+
+def bootstrap_mean(
+    values: Shaped[np.ndarray, "seed episode"], resamples: int = 10_000
+) -> tuple[float, tuple[float, float]]:
+    """Return the mean and its 95% percentile-bootstrap interval.
+
+    Episodes are drawn; with several training seeds, the seeds are drawn too.
+    """
+    drawn = resample(values[None], resamples, np.random.default_rng(0))[0]
+    return float(values.mean()), percentile_interval(drawn.mean(-1))
 
 
 def percentile_interval(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:

@@ -46,8 +46,8 @@ class IQL(EnsembleCritic):
     ) -> tuple[Float[Array, ""], dict]:
         del key, others
         config, hyper = self.config, self.hyper
-        goal = batch.goal if self.goal_conditioned else None
-        state, next_state = self.encode(batch.obs, goal), self.encode(batch.next_obs, goal)
+        state = self.encode(batch.obs, batch.goal)
+        next_state = self.encode(batch.next_obs, batch.goal)
         reward, mask = self.paid(batch)
         next_v = jax.lax.stop_gradient(self.v(next_state))
         backup = reward + config.discount**config.chunk * mask * next_v

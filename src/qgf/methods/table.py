@@ -1,7 +1,7 @@
 """Every method by name: what it needs and how it acts. A new one is one line here."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -256,8 +256,9 @@ METHODS: dict[str, Method] = {
         _estimator("qgf-jacobian-smooth"),
         "that Jacobian averaged over perturbed actions",
     ),
-    "qgf-tilt": replace(
-        _test_time(_tilt, "QGF whose strength follows the policy's spread: w is 1/β"),
+    "qgf-tilt": _test_time(
+        _tilt,
+        "QGF whose strength follows the policy's spread: w is 1/β",
         guided=False,
         weights=TILTS,
         paper="",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qgf.errors import UserError
+from qgf.errors import UserError, first_line
 from qgf.files import atomic_open, check_form, parse_json, reading, seal, sealed
 from qgf.run.checkpoint import read_state
 
@@ -179,7 +179,7 @@ def started(logger: Logger, out: Path, record: dict) -> Iterator[Callable]:
         try:
             yield
         except errors as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            first = first_line(error).rstrip(".")
             raise UserError(f"--logger {logger}: {first}; --logger none does without") from None
 
     with told():

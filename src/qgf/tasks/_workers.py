@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qgf._processes import follow_parent, worker_start
-from qgf.errors import UserError
+from qgf.errors import UserError, first_line
 from qgf.tasks.task import Task
 
 
@@ -119,9 +119,9 @@ def _told(task: Task, what: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        line = next(iter(str(error).splitlines()), "")
+        kind, line = type(error).__name__, first_line(error)
         raise UserError(
-            f"the environment of {task.name} raised {type(error).__name__} in {what}: {line}"
+            f"the environment of {task.name} raised {kind} in {what}: {line}"
         ) from error
 
 
@@ -144,13 +144,13 @@ def _act(task: Task, env: Any, actions: np.ndarray) -> Reply:
             f"{actions.shape[1:]}; it was trained for another environment"
         )
     total, solved = 0.0, []
-    for length, action in enumerate(actions, 1):  # noqa: B007
-        with _told(task, "step"):
+    with _told(task, "step"):
+        for length, action in enumerate(actions, 1):  # noqa: B007
             obs, reward, terminated, truncated, info = env.step(action)
             total += float(reward)
             solved.append(task.success(info))
-        if terminated or truncated:
-            break
+            if terminated or truncated:
+                break
     done = bool(terminated or truncated)
     success = None if solved[-1] is None else any(solved)
     return Reply(_seen(task, obs, total), total, length, done, success)

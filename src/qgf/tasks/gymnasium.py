@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from qgf._named import import_function
-from qgf.errors import UserError
+from qgf.errors import UserError, first_line
 from qgf.tasks.task import NO_TASK, Task
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class GymnasiumTask(Task):
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{self.name} makes no environment: {_line(error)}") from None
+            raise UserError(f"{self.name} makes no environment: {first_line(error)}") from None
         if not isinstance(env, gymnasium.Env):
             raise UserError(f"{self.name} gave {type(env).__name__}, not a gymnasium.Env")
         _check_spaces(self.name, env)
@@ -67,7 +67,7 @@ class GymnasiumTask(Task):
             env = _Vector(env, self._obs)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{self.name} has observations that are no numbers: {_line(error)}"
+                f"{self.name} has observations that are no numbers: {first_line(error)}"
             ) from None
         return gymnasium.wrappers.TimeLimit(env, limit) if limit else env
 
@@ -144,10 +144,6 @@ class NoTask(Task):
         "its validation losses (RUN/metrics.jsonl), or train with --env gymnasium:ID or "
         "module:factory"
     )
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _check_spaces(name: str, env: gymnasium.Env) -> None:
