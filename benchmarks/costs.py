@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import tyro
 
-from benchmarks.__main__ import _machine
+from benchmarks.__main__ import ROOT, machine
+from benchmarks.against import commit
 from qgf.act import Arm, actor
 from qgf.comparison import count, milliseconds
 from qgf.config import Config, Spec
@@ -42,7 +43,8 @@ def main(board: tyro.conf.Positional[Path], timed: bool = False) -> None:
             print(dataset, name, cost, flush=True)
     result["costs_measured"] = {
         "timed": timed,  # else milliseconds are those of the comparison itself
-        **_machine(),
+        **machine(),
+        "commit": commit(ROOT),
         "command": shlex.join(["python", "-m", "benchmarks.costs", *sys.argv[1:]]),
     }
     write_json(board, kept)

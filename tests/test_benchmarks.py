@@ -1,24 +1,23 @@
 """Every part of the benchmarks, at its smallest, beside a stand-in for the peer's code."""
 
 import functools
+import importlib.util
 import json
 import sys
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
-import equinox as eqx
+import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import release_memory
 
-import benchmarks
 import qgf.act.rollout
 from benchmarks import __main__ as program, collecting, costs, dqc, evaluating, latency, training
 from qgf.comparison._costs import count
 from qgf.config import Config, Spec
-from qgf.core.guidance import guided_sample
+from qgf.errors import UserError
 from qgf.files import read_json, write_json
 from qgf.learners import LEARNERS
 from qgf.methods.table import find_method
@@ -55,51 +54,15 @@ def small(monkeypatch):
     )
 
 
-def layers(mlp):
-    """A network's weights, laid out as the peer's."""
-    rows = [
-        {"kernel": np.array(kernel), "bias": np.array(bias)}
-        for kernel, bias in zip(mlp.kernels, mlp.biases, strict=True)
-    ]
-    for row, scale, shift in zip(rows, mlp.scales, mlp.shifts, strict=False):
-        row |= {"scale": np.array(scale), "shift": np.array(shift)}
-    return rows
-
-
 @pytest.fixture
 def peer(monkeypatch):
-    """Our own networks of another start in the peer's place."""
-
-    def make_agent(spec, width, depth, batch_size=256, discount=0.99):
-        assert (spec, width, depth, discount) == (SPEC, 8, 2, 0.99) and batch_size in (4, 256)
-        return jax.tree.map(
-            lambda x: x + 0.1 if eqx.is_array(x) else x, latency.learners(width, depth)
-        )
-
-    def parameters(agent):
-        critics = [layers(mlp) for mlp in agent["critic"].target_q.members]
-        return {
-            "policy": layers(agent["policy"].policy.mlp),
-            "target_critic": jax.tree.map(lambda *x: np.stack(x), *critics),
-        }
-
-    def sample(agent, obs, key, weight):
-        noise = jax.random.normal(key, (len(obs), SPEC.chunk_action))
-        velocity, critic = (agent[role].bind(jnp.asarray(obs)) for role in ("policy", "critic"))
-        return np.asarray(guided_sample(velocity, critic, noise, weight))
-
-    functions = {
-        "use": lambda: None,
-        "make_agent": make_agent,
-        "parameters": parameters,
-        "sample": sample,
-        "training_rate": lambda agent, arrays, seconds: 4.0,
-        "evaluate": lambda agent, env, weights, episodes, workers: (8.0, {}),
-    }
-    stand_in = SimpleNamespace(**functions)
-    monkeypatch.setattr(benchmarks, "peer", stand_in, raising=False)
-    monkeypatch.setitem(sys.modules, "benchmarks.peer", stand_in)
-    monkeypatch.setenv("QGF_PEER", "stand-in")
+    """A checkout of what benchmarks/peer.py uses of the authors' code, with our networks."""
+    monkeypatch.setenv("QGF_PEER", str(Path(__file__).parent / "fixtures/peer"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", gymnasium.vector.SyncVectorEnv)
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] in ("agents", "envs", "utils")]:
+        del sys.modules[name]
 
 
 @pytest.mark.slow
@@ -126,8 +89,9 @@ def test_every_part_is_measured_and_kept(small, peer, tmp_path, monkeypatch):
     assert row["latency"].pop("difference") < 1e-6
     values = [x for rows in figures.values() for one in rows.values() for x in one.values()]
     assert np.isfinite(values).all() and min(values) > 0
-    assert row["training"]["steps_per_second"] == pytest.approx(4 * row["training"]["ratio"])
     assert row["latency"]["ms"] < row["latency"]["peer_ms"]  # the stand-in is not compiled
+    one = row["training"]
+    assert one["ratio"] == pytest.approx(one["steps_per_second"] / one["peer_steps_per_second"])
 
     (episodes,) = ran
     arms = {(job.arm.method, job.arm.weight, job.episode) for job in episodes}
@@ -135,9 +99,59 @@ def test_every_part_is_measured_and_kept(small, peer, tmp_path, monkeypatch):
     one = row["evaluating"]
     assert one["steps_per_second"] * one["seconds"] == pytest.approx(len(episodes) * 10)
     assert one["episodes_per_minute"] * one["seconds"] == pytest.approx(len(episodes) * 60)
-    assert one["ratio"] == pytest.approx(one["seconds"] / 8)
+    assert one["ratio"] == pytest.approx(one["seconds"] / one["peer_seconds"])
     one = row["collecting"]
     assert one["ratio"] == pytest.approx(one["steps_per_second"] / one["ogbench_steps_per_second"])
+
+    # The tables of docs/performance.md have these very columns.
+    spec = importlib.util.spec_from_file_location("tables", program.ROOT / "docs/tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    page = (program.ROOT / "docs/performance.md").read_text()
+    (tmp_path / "results").mkdir()
+    path.rename(tmp_path / "results/benchmarks.json")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    for part in tables.PARTS:
+        head = tables.speed(part).splitlines()[0]
+        assert f"<!-- table {part} -->\n\n{head}\n" in page
+
+
+BENCHMARKS = """
+import json, sys
+from pathlib import Path
+import qgf
+options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+log = Path(__file__).parents[2] / "log.json"
+turns = json.loads(log.read_text()) if log.exists() else []
+log.write_text(json.dumps([*turns, [qgf.NAME, options["--parts"], options["--seconds"]]]))
+figures = {qgf.NAME: {"ms": 1.0}, "a size": {"ms": qgf.MS[sum(t[0] == qgf.NAME for t in turns)]}}
+Path(options["--json"]).write_text(json.dumps({options["--parts"]: {"figures": figures}}))
+"""
+
+
+def test_another_checkout_is_measured_in_turns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QGF_PEER", "is not measured")
+    for name, ms in (("new", [2.0, 9.0, 4.0]), ("old", [4.0, 3.0, 4.0])):
+        (tmp_path / name / "src/qgf").mkdir(parents=True)
+        (tmp_path / name / "benchmarks").mkdir()
+        (tmp_path / name / "src/qgf/__init__.py").write_text(f"NAME = {name!r}\nMS = {ms}\n")
+        (tmp_path / name / "benchmarks/__main__.py").write_text(BENCHMARKS)
+    monkeypatch.setattr(program, "ROOT", tmp_path / "new")
+    path = tmp_path / "figures.json"
+    program.main(("latency",), 0.5, path, tmp_path / "old", 3)
+    kept = read_json(path)["against"]
+    row = {"here": 4.0, "there": 4.0, "ratio": 1.0, "lowest": 0.5, "highest": 3.0}
+    assert kept["figures"] == {"latency a size ms": row}
+    assert kept["conditions"]["rounds"] == 3 and "against" in kept["conditions"]
+    turns = json.loads((tmp_path / "log.json").read_text())
+    assert [turn[0] for turn in turns] == ["new", "old", "old", "new", "new", "old"]
+    assert {(part, seconds) for _, part, seconds in turns} == {("latency", "0.5")}
+    assert "latency a size ms" in capsys.readouterr().out
+
+    with pytest.raises(UserError, match=r"fail:(.|\n)*IndexError"):  # no fourth round
+        program.main(("latency",), 0.5, path, tmp_path / "old", 1)
+    with pytest.raises(UserError, match="no checkout of this project at"):
+        program.main(("latency",), 0.5, path, tmp_path / "other", 1)
 
 
 def test_the_median_call_is_timed_in_milliseconds():
