@@ -77,7 +77,8 @@ def speed(part: str) -> str:
 
 
 def board(name: str) -> dict:
-    return json.loads((ROOT / f"results/{name}.json").read_text())["result"]
+    kept = json.loads((ROOT / f"results/{name}.json").read_text())["result"]
+    return {"measure": "success"} | kept  # which older ones do not note
 
 
 def leaderboard(name: str) -> str:
@@ -224,11 +225,12 @@ def goals(name: str) -> str:
     """Success on each of OGBench's goals, at weights chosen on other episodes."""
     kept = json.loads((ROOT / f"results/{name}.json").read_text())
     result, qfql = kept["result"], kept["result"]["methods"]["qfql"]
-    ours, rows = result["qgf"], []
+    qgf, rows = result["methods"]["qgf"], []
+    ours = qgf["test"]
     for label, test in (
-        ("BC", result["bc"]),
+        ("BC", result["methods"]["bc"]["test"]),
         (f"QFQL, w = {qfql['weight']:.3g}", qfql["test"]),
-        (f"QGF, w = {ours['weight']:.3g}", ours),
+        (f"QGF, w = {qgf['weight']:.3g}", ours),
     ):
         each = [success(g) for g in test["goals"]]
         rows.append([label, success(test), *each])
@@ -236,7 +238,7 @@ def goals(name: str) -> str:
     episodes = result["episodes"]
     again = ""
     if "second" in kept:
-        test, plain = kept["second"]["qgf"], kept["second"]["bc"]
+        test, plain = (kept["second"]["methods"][name]["test"] for name in ("qgf", "bc"))
         again = (
             f" A second training seed, at the weight chosen with the first: QGF {success(test)}, "
             f"BC {success(plain)}, {points(test)}."
@@ -275,20 +277,21 @@ def metaworld() -> str:
     """Success on Meta-World's tasks, at weights chosen on other episodes."""
     kept, rows = json.loads((ROOT / "results/metaworld.json").read_text()), []
     for task, result in kept["results"].items():
-        ours, best = result["qgf"], result["methods"]["bfn"]
+        bc, best, qgf = (result["methods"][name] for name in ("bc", "bfn", "qgf"))
+        ours = qgf["test"]
         rows.append(
             [
                 task,
-                success(result["bc"]),
+                success(bc["test"]),
                 success(best["test"]),
                 success(ours),
                 f"{100 * ours['difference']:+.0f} ({interval(ours['difference_ci95'])})",
-                f"{ours['weight']:g}",
+                f"{qgf['weight']:g}",
             ]
         )
     head = ["task", "BC", f"best of {best['samples']}", "QGF", "QGF − BC, points", "w"]
     seeds, episodes = len(result["training_seeds"]), result["episodes"]
-    tried = ", ".join(f"{row['weight']:g}" for row in result["weights"])
+    tried = ", ".join(f"{row['weight']:g}" for row in qgf["settings"])
     return (
         f"{markdown(head, rows)}\n\n{seeds} training seeds; of each, {episodes['test']} test "
         f"episodes a setting, and {episodes['tune']} others on which w is chosen among {tried}."

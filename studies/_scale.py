@@ -19,7 +19,7 @@ from qgf.comparison import (
 )
 from qgf.evaluation import figures
 from qgf.methods import bind
-from qgf.run import choose, load_record, of_seed, validation_batch
+from qgf.run import SettingResult, choose, load_record, of_seed, validation_batch
 
 Outcomes = Float[np.ndarray, "seed _ 4"]  # episodes of any number
 
@@ -67,17 +67,17 @@ def typical_scale(sizes: dict[str, list[float]]) -> float:
 
 
 def best(tasks: Iterable[dict[float, Outcomes]]) -> float:
-    """Return the setting with the best episodes of all tasks together (`_evaluation.choose`)."""
+    """Return the setting with the best episodes of all tasks together (`qgf.run.choose`)."""
     tasks = [*tasks]
     rows = [
-        {"weight": s, "tune": figures(np.concatenate([task[s] for task in tasks], axis=1))}
+        SettingResult(s, 1, figures(np.concatenate([task[s] for task in tasks], axis=1)))
         for s in tasks[0]
     ]
-    return choose(rows)["weight"]
+    return choose(rows).weight
 
 
 def tuned(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> float:
-    """Return the weight with the best tune episodes, which have been run (`_evaluation.choose`).
+    """Return the weight with the best tune episodes, which have been run (`qgf.run.choose`).
 
     Where there is no choice, no tune episodes are needed.
     """

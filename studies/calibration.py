@@ -86,10 +86,14 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
         ways["default"] = by_unit[default]
         wins.append({name: outcomes[..., 0] > 0 for name, outcomes in ways.items()})
         used = {"tuned": tuned, "carried": carried, "default": default * typical_scale(sizes)}
-        rates = {name: figures(outcomes) for name, outcomes in ways.items()}
+        rates = {name: figures(outcomes).json() for name, outcomes in ways.items()}
         tasks.append({"env": env, **sizes, "w": used, "ways": rates, "against": against(wins[-1:])})
     chosen_on = [
-        {"env": env, **flow_sizes_by_seed(plan, env), "tune": [*map(figures, by_unit.values())]}
+        {
+            "env": env,
+            **flow_sizes_by_seed(plan, env),
+            "tune": [figures(each).json() for each in by_unit.values()],
+        }
         for env, (_, by_unit) in found.items()
     ]
     return {

@@ -68,7 +68,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
 
 
 def choose_weight(plan: Plan, name: str, searched: Sequence[Setting]) -> float:
-    """Return the weight of the setting with the best tune episodes, by `_evaluation.choose`."""
+    """Return the weight of the setting with the best tune episodes, by `qgf.run.choose`."""
     if len(searched) > 1:
         run_episodes(plan, ENV, "tune", {name: variant(plan, name, ENV, searched)})
     return tuned(plan, name, ENV, searched)
@@ -82,7 +82,7 @@ def _row(plan: Plan, name: str, setting: Setting) -> dict[str, Any]:
     sizes = spec(plan, ENV)
     counted = count(method, of_seed(one, 0), sizes, weight, samples)
     act = actor(Arm(method, samples=samples), one, sizes, 0)
-    family = FAMILY.get(name, name)
+    family, found = FAMILY.get(name, name), figures(outcomes)
     several = f"{family.upper()}({samples})" if family in LABELS else name
     return {
         "family": family,
@@ -90,7 +90,7 @@ def _row(plan: Plan, name: str, setting: Setting) -> dict[str, Any]:
         "weight": weight,
         "samples": samples,
         "wins": outcomes[..., 0].astype(int).tolist(),
-        **{key: figures(outcomes)[key] for key in ("success", "ci95", "episodes")},
+        **{key: getattr(found, key) for key in ("success", "ci95", "episodes")},
         "flops": sum(counted),
         "products": counted.products,
         "ms": {str(batch): milliseconds(act, sizes, weight, batch) for batch in (1, 50)},

@@ -60,7 +60,12 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     rows = []
     for name, load in loads.items():
         weight, wins = arms[name].settings[0][0], tests[name][..., 0] > 0
-        row = {"name": name, "label": _label(name), "weight": weight, "test": figures(tests[name])}
+        row = {
+            "name": name,
+            "label": _label(name),
+            "weight": weight,
+            "test": figures(tests[name]).json(),
+        }
         row["over_iql"] = paired_difference(wins, tests[IQL][..., 0] > 0)
         path = plan.out / "critics" / f"accuracy {name} {weight:g}.json"
         if not path.exists():
@@ -74,7 +79,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
         "training_seeds": len(plan.seeds),
         "rollouts": episodes * len(plan.seeds),
         "discount": plan.config.discount,
-        "bc": figures(tests["bc"]),
+        "bc": figures(tests["bc"]).json(),
         "critics": rows,
     }
 

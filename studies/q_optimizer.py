@@ -88,8 +88,8 @@ def _episodes(plan: Plan, name: str, env: str, setting: Setting, qgf_weight: flo
     return {
         "weight": setting[0],
         "samples": setting[1],
-        "success": found["success"],
-        "ci95": found["ci95"],
+        "success": found.success,
+        "ci95": found.ci95,
         "qgf_ahead": ahead,
         "qgf_ahead_ci95": interval,
     }

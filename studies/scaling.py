@@ -68,7 +68,10 @@ def _row(plan: Plan, weights: tuple[float, ...]) -> dict[str, Any]:
     chosen = {"qgf": (weight, 1), "qam": (0.0, 1), "bc": (0.0, 1)}
     arms = {name: variant(plan, name, ENV, [setting]) for name, setting in chosen.items()}
     run_episodes(plan, ENV, "test", arms)
-    test = {name: figures(read_episodes(plan, name, ENV, "test", s)) for name, s in chosen.items()}
+    test = {
+        name: figures(read_episodes(plan, name, ENV, "test", setting)).json()
+        for name, setting in chosen.items()
+    }
     runs = {role: run_folder(plan, role, ENV) for role in ROLES}
     held = {role: load_learner(run, role) for role, run in runs.items()}
     actor, judge, tuned = (

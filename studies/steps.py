@@ -181,7 +181,8 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
         outcomes = read_episodes(plan, _file_name(sampler, plan), ENV, "test", (w, 1))
         act = actor(Arm(method_of(sampler)), one, spec(plan, ENV), 0)
         row = {**sampler._asdict(), "evaluations": sampler.evaluations, "error": errors[sampler]}
-        row |= {key: figures(outcomes)[key] for key in ("success", "ci95", "episodes")}
+        found = figures(outcomes)
+        row |= {key: getattr(found, key) for key in ("success", "ci95", "episodes")}
         row["wins"] = outcomes[..., 0].astype(int).tolist()
         row["ms"] = milliseconds(act, spec(plan, ENV), w, 1)
         rows.append(row)

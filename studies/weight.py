@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from qgf.comparison import STATES, opinions
 from qgf.evaluation import figures, paired_difference
-from qgf.run import choose
+from qgf.run import SettingResult, choose
 from studies._runs import CUBE, SCENE, study_plan
 from studies._scale import Outcomes, flow_sizes_by_seed, rate, short, sweep, typical_scale
 from studies.sensitivity import STYLES
@@ -45,17 +45,16 @@ def compose(
     The peak is the weight that tune episodes choose among all but the first and the last: test
     episodes, on which it is compared with these two (paired), have no part in its choice.
     """
+    tried = [SettingResult(w, 1, figures(tune[w]), figures(test[w])) for w in test]
     rows = [
-        {"weight": w, "u": w / scale, "q_gain": gain, "moved": moved}
-        | {"tune": figures(tune[w]), "test": figures(test[w])}
-        for w, (gain, moved) in zip(test, opinion.tolist(), strict=True)
+        {"u": setting.weight / scale, "q_gain": gain, "moved": moved, **setting.json()}
+        for setting, (gain, moved) in zip(tried, opinion.tolist(), strict=True)
     ]
-    peak = choose(rows[1:-1])
     wins = [outcomes[..., 0] > 0 for outcomes in test.values()]
-    at = rows.index(peak)
+    at = tried.index(choose(tried[1:-1]))
     return {
         "rows": rows,
-        "chosen": rows.index(choose(rows)),
+        "chosen": tried.index(choose(tried)),
         "peak": at,
         "rise": paired_difference(wins[at], wins[0]),
         "fall": paired_difference(wins[at], wins[-1]),

@@ -3,8 +3,8 @@
 from qgf.act.policy import learner_hashes
 from qgf.act.rollout import Arm, Job, Outcome
 from qgf.evaluation._evaluate import _arm, _summary
-from qgf.run._evaluation import write_evaluation
 from qgf.run.checkpoint import find_checkpoint, load_record
+from qgf.run.evaluation import SUCCESS, Evaluation, write_evaluation
 
 
 def evaluation(run, chosen=0.7, *, method="qgf", samples=1, critic=None, goals=1, steps=None):
@@ -21,19 +21,20 @@ def evaluation(run, chosen=0.7, *, method="qgf", samples=1, critic=None, goals=1
         for split in ("tune", "test")
         for episode in range(2)
     }
-    return {
-        "env": load_record(critic or run)["env"],
-        "run": str(run),
-        "critic": None if critic is None else str(critic),
-        "checkpoint": int(which),
-        "critic_checkpoint": int(other),
-        "learners": learner_hashes(run, ("policy", "critic"), which, critic, other),
-        "training_seeds": load_record(run)["seeds"],
-        "seed": 0,
-        "episodes": {"tune": 2, "test": 2},
-        "denoise_steps": steps,
-        **_summary(outcomes, arms, goals),
-    }
+    return Evaluation(
+        env=load_record(critic or run)["env"],
+        run=str(run),
+        critic=None if critic is None else str(critic),
+        checkpoint=int(which),
+        critic_checkpoint=int(other),
+        learners=learner_hashes(run, ("policy", "critic"), which, critic, other),
+        training_seeds=tuple(load_record(run)["seeds"]),
+        seed=0,
+        episodes={"tune": 2, "test": 2},
+        denoise_steps=steps,
+        measure=SUCCESS,
+        methods=_summary(outcomes, arms, goals),
+    )
 
 
 def evaluated(run, chosen=0.7, **options):

@@ -162,10 +162,10 @@ def study(default, tuned, carried):
         ways["default"] = outcomes(a)
         wins.append({name: table[..., 0] > 0 for name, table in ways.items()})
         w = {"tuned": 0.1, "carried": 0.03, "default": 0.07}
-        found = {name: calibration.figures(table) for name, table in ways.items()}
+        found = {name: calibration.figures(table).json() for name, table in ways.items()}
         against = calibration.against(wins[-1:], 200)
         tasks.append({"env": env.format(i + 4), "w": w, "ways": found, "against": against})
-    tune = [calibration.figures(outcomes(n)) for n in (5, 8)]
+    tune = [calibration.figures(outcomes(n)).json() for n in (5, 8)]
     return {
         "training_seeds": 2,
         "units": [0.1, 0.4],

@@ -297,7 +297,7 @@ def test_the_environment_gets_actions_in_its_own_units(swings, tmp_path, short):
         patch.setattr(rollout, "Workers", functools.partial(Workers, max_episode_steps=10))
         found = evaluate(run, (0.1,), episodes=3, tune_episodes=2, slots=4, workers=1)
     ours = result["tasks"][PENDULUM]["bc"]["return"]
-    assert ours == pytest.approx(found["bc"]["return"])
+    assert ours == pytest.approx(found.methods["bc"].test.return_)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def tiny(monkeypatch):
         "VAL_EPISODES": 1,
         "CONFIG": config,
         "WEIGHTS": (0.0, 0.1),
-        "BEST_OF": 2,
+        "SAMPLES": 2,
         "TUNE_EPISODES": 1,
         "TEST_EPISODES": 2,
         "CALLS": 2,

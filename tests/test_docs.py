@@ -60,7 +60,7 @@ def test_the_python_of_the_guides_runs(page, tmp_path, monkeypatch, capsys):
     if page == "your-data":
         assert names["trajectories"].observation.shape == (63, 4)
     if page == "your-environment":
-        assert names["result"]["measure"] == "return" and "over BC" in shown
+        assert names["result"].measure.name == "return" and "over BC" in shown
 
 
 def test_the_map_names_every_module():

@@ -1,5 +1,6 @@
 """Evaluation: pairing, independence of how episodes are packed, and the summary."""
 
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -24,8 +25,8 @@ from qgf.errors import UserError
 from qgf.evaluation._evaluate import _summary, chosen_arms, evaluate, format_result
 from qgf.evaluation.statistics import wilson_interval
 from qgf.files import FORMAT, read_record, sha256, write_json, write_record
-from qgf.run._evaluation import read_evaluation, write_evaluation
 from qgf.run.checkpoint import load_learner, load_record
+from qgf.run.evaluation import read_evaluation, write_evaluation
 from qgf.tasks import find_task
 from qgf.tasks._workers import Reply, Workers
 
@@ -171,7 +172,7 @@ def test_number_of_processes_does_not_matter(run, monkeypatch):
         for workers in (1, 2)
     ]
     assert results[0] == results[1]
-    returns = [row["test"]["return"] for row in results[0]["weights"]]
+    returns = [row.test.return_ for row in results[0].methods["qgf"].settings]
     assert returns[0] != returns[1]
 
 
@@ -179,8 +180,9 @@ def test_layout_of_the_result(run, fake, tmp_path):
     result = evaluate(run, (0.3, 0.1, 0.1), episodes=4, tune_episodes=2, best_of=(3, 3, 1), slots=6)
     write_evaluation(tmp_path, result)
     kept = read_evaluation(tmp_path)
-    assert kept == json.loads(json.dumps(result))
-    result = kept
+    assert kept == result
+    result = {"bc": result.methods["bc"].test.json(), **json.loads(json.dumps(result.json()))}
+    result["weights"] = result["methods"]["qgf"]["settings"]
     assert (result["env"], result["run"], result["checkpoint"]) == (TASK, str(run), 40)
     files = {
         role: run / f"checkpoints/00000040/{role}.safetensors" for role in ("policy", "critic")
@@ -198,9 +200,10 @@ def test_layout_of_the_result(run, fake, tmp_path):
             )
             assert part["success"] == np.mean(part["success_per_seed"])
             assert 10 <= part["length"] <= 25 and np.isfinite(part["return"])
-    chosen = next(r for r in result["weights"] if r["weight"] == result["chosen_weight"])
-    assert result["bc"] == result["weights"][0]["test"]
-    assert result["qgf"].items() >= chosen["test"].items()
+    qgf = result["methods"]["qgf"]
+    chosen = next(r for r in result["weights"] if r["weight"] == qgf["weight"])
+    assert json.loads(json.dumps(result["bc"])) == result["weights"][0]["test"]
+    assert qgf["test"].items() >= chosen["test"].items()
     best_of = result["methods"]["bfn"]
     assert [row["samples"] for row in best_of["settings"]] == [1, 3] and best_of["samples"] in (
         1,
@@ -208,8 +211,7 @@ def test_layout_of_the_result(run, fake, tmp_path):
     )
     assert best_of["test"]["episodes"] == 8
     assert 10 <= best_of["test"]["length"] <= 25
-    assert result["methods"]["qgf"]["settings"] == result["weights"]
-    text = format_result(result)
+    text = format_result(kept)
     assert "qgf w = 0.3" in text and "bfn of 3" in text
 
 
@@ -231,29 +233,30 @@ def summary(table, outcomes=None):
 
 def test_weight_is_chosen_on_the_tune_episodes_alone():
     result = summary({0.0: (2, 4), 0.1: (7, 5), 0.3: (6, 10)})
-    assert result["chosen_weight"] == 0.1
-    assert result["qgf"]["success"] == 0.5 and result["bc"]["success"] == 0.4
-    assert result["qgf"]["difference"] == pytest.approx(0.1)
-    assert result["qgf"]["weight"] == 0.1
-    assert result["qgf"]["ci95"] == pytest.approx(wilson_interval(5, 10))
-    assert result["qgf"]["success_per_seed"] == [1.0, 0.0]
-    assert result["qgf"]["length"] == 104.5 and result["qgf"]["return"] == -1.5
-    low, high = result["qgf"]["difference_ci95"]
+    assert result["qgf"].weight == 0.1
+    qgf = result["qgf"].test
+    assert qgf.success == 0.5 and result["bc"].test.success == 0.4
+    assert qgf.difference == pytest.approx(0.1)
+    assert qgf.ci95 == pytest.approx(wilson_interval(5, 10))
+    assert qgf.success_per_seed == (1.0, 0.0)
+    assert qgf.length == 104.5 and qgf.return_ == -1.5
+    low, high = qgf.difference_ci95
     assert low <= 0.1 <= high
 
 
 def test_ties_go_to_the_higher_return_then_to_the_smaller_weight():
     unguided = summary({0.0: (5, 0), 0.1: (5, 9)})
-    assert unguided["chosen_weight"] == 0.0
-    assert unguided["qgf"]["difference"] == 0 and unguided["qgf"]["difference_ci95"] == (0, 0)
+    assert unguided["qgf"].weight == 0.0
+    test = unguided["qgf"].test
+    assert test.difference == 0 and test.difference_ci95 == (0, 0)
     table = {0.0: (5, 0), 0.1: (5, 9), 0.3: (5, 9)}
     outcomes = outcomes_of(table)
     for outcome in outcomes.values():
         outcome.total = 0.0
-    assert summary(table, outcomes)["chosen_weight"] == 0.0
+    assert summary(table, outcomes)["qgf"].weight == 0.0
     for job, outcome in outcomes.items():
         outcome.total = float(job.arm.weight == 0.3)
-    assert summary(table, outcomes)["chosen_weight"] == 0.3
+    assert summary(table, outcomes)["qgf"].weight == 0.3
 
 
 @pytest.mark.parametrize(
@@ -283,11 +286,12 @@ def test_unfit_arguments(change, message, run):
 def test_another_critic_guides_and_is_named(run, other_critic, fake):
     options = {"episodes": 2, "tune_episodes": 1, "slots": 4}
     own, other = (evaluate(run, (0.5,), critic=c, **options) for c in (None, other_critic))
-    assert own["bc"] == other["bc"] and own["weights"][1] != other["weights"][1]
-    assert other["critic"] == str(other_critic) and other["critic_checkpoint"] == 40
-    assert other["learners"]["policy"] == own["learners"]["policy"]
+    assert own.methods["bc"].test == other.methods["bc"].test
+    assert own.methods["qgf"].settings[1] != other.methods["qgf"].settings[1]
+    assert other.critic == str(other_critic) and other.critic_checkpoint == 40
+    assert other.learners["policy"] == own.learners["policy"]
     path = other_critic / "checkpoints/00000040/critic.safetensors"
-    assert other["learners"]["critic"] == sha256(path) != own["learners"]["critic"]
+    assert other.learners["critic"] == sha256(path) != own.learners["critic"]
 
 
 def test_default_weight_is_that_of_the_networks_that_act(run, other_critic, fake):
@@ -299,11 +303,11 @@ def test_default_weight_is_that_of_the_networks_that_act(run, other_critic, fake
     }
     weight = auto_weight(learners, load_record(other_critic))
     for name in ("qgf", "qfql"):
-        rows = result["methods"][name]["settings"]
-        assert [row["weight"] for row in rows] == [0.0, pytest.approx(weight, rel=1e-5)]
+        rows = result.methods[name].settings
+        assert [row.weight for row in rows] == [0.0, pytest.approx(weight, rel=1e-5)]
     earlier = evaluate(run, checkpoint="20", **options)
-    assert earlier["weights"][1]["weight"] != pytest.approx(weight, rel=1e-2)
-    assert earlier["checkpoint"] == 20
+    assert earlier.methods["qgf"].settings[1].weight != pytest.approx(weight, rel=1e-2)
+    assert earlier.checkpoint == 20
 
 
 def test_denoising_steps_are_chosen_for_an_evaluation(run, fake, tmp_path):
@@ -311,14 +315,16 @@ def test_denoising_steps_are_chosen_for_an_evaluation(run, fake, tmp_path):
     own, same, other = (
         evaluate(run, (0.5,), denoise_steps=steps, **options) for steps in (None, 10, 3)
     )
-    assert same == own | {"denoise_steps": 10}
-    assert other["bc"] != own["bc"] and other["weights"][1] != own["weights"][1]
+    assert same == dataclasses.replace(own, denoise_steps=10)
+    for name in ("bc", "qgf"):
+        assert other.methods[name].settings[-1] != own.methods[name].settings[-1]
     assert {arm.steps for arm in chosen_arms(other)} == {3}
-    (tmp_path / "eval.json").write_text(json.dumps(other))
-    assert read_evaluation(tmp_path)["denoise_steps"] == 3
-    del other["denoise_steps"]  # as earlier versions wrote it
-    (tmp_path / "eval.json").write_text(json.dumps(other))
-    assert read_evaluation(tmp_path)["denoise_steps"] is None
+    kept = other.json()
+    (tmp_path / "eval.json").write_text(json.dumps(kept))
+    assert read_evaluation(tmp_path).denoise_steps == 3
+    del kept["denoise_steps"]  # as earlier versions wrote it
+    (tmp_path / "eval.json").write_text(json.dumps(kept))
+    assert read_evaluation(tmp_path).denoise_steps is None
 
 
 def test_data_that_were_moved_are_named(run, data, fake, tmp_path):
@@ -330,7 +336,7 @@ def test_data_that_were_moved_are_named(run, data, fake, tmp_path):
     with pytest.raises(UserError, match=r"gone is gone; name where they are \(--data\)"):
         evaluate(copied, **options)
     moved = evaluate(copied, data=data, **options)
-    assert moved["weights"] == evaluate(run, **options)["weights"]
+    assert moved.methods["qgf"] == evaluate(run, **options).methods["qgf"]
 
 
 DAMAGED = [
@@ -356,7 +362,9 @@ DAMAGED = [
 
 @pytest.mark.parametrize(("at", "value"), DAMAGED)
 def test_a_damaged_result_is_named_and_never_read(at, value, run, tmp_path):
-    result = json.loads(json.dumps({**evaluation(run), "checksum": "edited", "format": FORMAT}))
+    result = json.loads(
+        json.dumps({**evaluation(run).json(), "checksum": "edited", "format": FORMAT})
+    )
     write_json(tmp_path / "eval.json", result)
     read_evaluation(tmp_path)
     if not at:
@@ -375,8 +383,9 @@ def test_a_damaged_result_is_named_and_never_read(at, value, run, tmp_path):
 def test_what_was_chosen_is_filmed_once(run):
     result = evaluation(run, 0.7)
     assert chosen_arms(result) == [Arm(), Arm("qgf", 0.7)]
-    result["methods"]["qgf"]["weight"] = 0.0
-    result["methods"]["qgf+bfn"] = {"weight": 0.0, "samples": 4}
+    others = {"weight": 0.0, "samples": 1}, {"weight": 0.0, "samples": 4}
+    for name, change in zip(("qgf", "qgf+bfn"), others, strict=True):
+        result.methods[name] = dataclasses.replace(result.methods["qgf"], **change)
     assert chosen_arms(result) == [Arm(), Arm("qgf+bfn", 0.0, 4)]
 
 
@@ -421,8 +430,8 @@ def test_the_command_passes_everything_on(played, run, tmp_path):
         {"critic": critic, "seed": 6, "checkpoint": "40", "critic_checkpoint": "40"},
     )
     kept = read_evaluation(folder)
-    assert kept == json.loads((tmp_path / "j").read_text())
-    assert kept == json.loads(json.dumps(evaluation(run, 0.7)))
+    assert json.loads(json.dumps(kept.json())) == json.loads((tmp_path / "j").read_text())
+    assert kept == evaluation(run, 0.7)
 
 
 def test_a_result_that_cannot_be_kept_is_printed_all_the_same(played, tmp_path, capsys):
@@ -430,7 +439,7 @@ def test_a_result_that_cannot_be_kept_is_printed_all_the_same(played, tmp_path, 
         raise UserError("cannot write here")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qgf.run._evaluation.write_evaluation", refuse)
+        patch.setattr("qgf.run.evaluation.write_evaluation", refuse)
         with pytest.raises(SystemExit) as stop:
             main(["eval", str(played["run"])])
         alone = capsys.readouterr()

@@ -84,7 +84,7 @@ def test_policy_batch_is_that_of_a_task(data):
 
 def test_evaluation_runs_all_goals(goal_run, short):
     result = evaluate(goal_run, [0.5], episodes=2, tune_episodes=1, slots=10)
-    test = result["qgf"]
+    test = result.methods["qgf"].test.json()
     assert test["episodes"] == 2 * 5 * 2 and len(test["goals"]) == 5
     assert np.mean([goal["success"] for goal in test["goals"]]) == test["success"]
     assert {goal["episodes"] for goal in test["goals"]} == {4}
@@ -188,7 +188,7 @@ def test_runs_of_goals_and_of_tasks_do_not_mix(run, goal_run):
 
 def test_a_tasks_critic_may_guide_a_policy_trained_for_goals(run, goal_run, short):
     result = evaluate(goal_run, [0.5], critic=run, episodes=1, tune_episodes=1, slots=4)
-    assert result["env"] == TASK and "goals" not in result["qgf"]
+    assert result.env == TASK and not result.methods["qgf"].test.goals
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_domains_of_the_paper(domain, tmp_path, short):
     config = replace(TINY, steps=20, hyper=(DQC.Hyper(critic_chunk=10),))
     train_and_release(f"{domain}-play-oraclerep-v0", tmp_path / "data", tmp_path / "run", config)
     result = evaluate(tmp_path / "run", [0.5], episodes=1, tune_episodes=1, workers=1, slots=5)
-    assert len(result["qgf"]["goals"]) == 5
+    assert len(result.methods["qgf"].test.goals) == 5
 
 
 @pytest.mark.slow

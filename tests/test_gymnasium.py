@@ -45,17 +45,17 @@ def pendulum(tmp_path_factory):
 def test_the_environment_gets_actions_in_its_own_units(pendulum):
     """And returns are sums of its own rewards: replayed by hand, step for step."""
     result = evaluate(pendulum.path, (0.1,), episodes=2, tune_episodes=1, slots=2, workers=1)
-    arm = result["methods"]["bc"]["test"]
-    assert result["measure"] == "return" and "success" not in arm
+    arm = result.methods["bc"].test.json()
+    assert result.measure.name == "return" and "success" not in arm
     assert arm["length"] == 200 and -2000 < arm["return"] < 0
     low, high = arm["return_ci95"]
     assert low <= arm["return"] <= high
-    best = max(result["methods"]["qgf"]["settings"], key=lambda row: row["tune"]["return"])
-    assert result["methods"]["qgf"]["weight"] == best["weight"]
-    gain = best["test"]["return"] - arm["return"]
-    assert result["methods"]["qgf"]["test"]["difference"] == pytest.approx(gain, abs=1e-3)
+    best = max(result.methods["qgf"].settings, key=lambda row: row.tune.return_)
+    assert result.methods["qgf"].weight == best.weight
+    gain = best.test.return_ - arm["return"]
+    assert result.methods["qgf"].test.difference == pytest.approx(gain, abs=1e-3)
     write_evaluation(pendulum.path, result)
-    assert read_evaluation(pendulum.path)["measure"] == "return"
+    assert read_evaluation(pendulum.path).measure.name == "return"
     assert f"{arm['return']:.4g}" in format_result(result)
 
 
@@ -194,7 +194,8 @@ def test_success_is_what_info_says(module):
 def test_a_return_may_be_what_success_is(rule, expected, pendulum):
     options = {"methods": ("bc",), "episodes": 2, "tune_episodes": 1, "workers": 1}
     result = evaluate(pendulum.path, success=rule, **options)
-    assert result["measure"] == "success" and result["bc"]["success"] == expected
+    assert result.measure.name == "success"
+    assert result.methods["bc"].test.success == expected
 
 
 def test_a_key_that_never_appears(pendulum):

@@ -21,7 +21,7 @@ from qgf.evaluation import evaluate
 from qgf.reports import video
 from qgf.reports._report import _verdict, report
 from qgf.run import read_config
-from qgf.run._evaluation import write_evaluation
+from qgf.run.evaluation import SUCCESS, Evaluation, Figures, MethodResult, write_evaluation
 from qgf.tasks._workers import Workers
 
 WEIGHTS = [0.0, 0.5, 2.0]
@@ -88,6 +88,7 @@ def read(run):
 def test_numbers_are_those_of_the_evaluation(evaluated):
     result = json.loads((evaluated / "eval.json").read_text())
     rows = {row[0]: row[1:] for row in read(evaluated).rows}
+    qgf = result["methods"]["qgf"]
 
     def cells(figures):
         low, high = figures["ci95"]
@@ -99,9 +100,9 @@ def test_numbers_are_those_of_the_evaluation(evaluated):
             found += ["", ""]
         return [*found, str(figures["episodes"])]
 
-    assert rows["BC (w = 0)"] == cells(result["bc"])
+    assert rows["BC (w = 0)"] == cells(result["methods"]["bc"]["test"])
     assert rows["best of 2"] == cells(result["methods"]["bfn"]["test"])
-    assert rows[f"QGF (w = {result['chosen_weight']:g})"] == cells(result["qgf"])
+    assert rows[f"QGF (w = {qgf['weight']:g})"] == cells(qgf["test"])
     assert rows["Checkpoint"] == ["step 40"]
     assert rows["Training seeds"] == ["3, 5"]
 
@@ -146,7 +147,7 @@ def test_commands_parse_to_what_was_run(evaluated, data):
 def parse(line):
     """Parse a command in a process where annotations are not checked; tyro bends them."""
     code = (
-        "import dataclasses, json, sys; from qgf.commands import parse; "
+        "import dataclasses, json, sys; from qgf._parsing import parse; "
         "print(json.dumps(dataclasses.asdict(parse(sys.argv[1:])), default=str))"
     )
     done = [sys.executable, "-c", code, *line[1:]]
@@ -176,18 +177,21 @@ def test_a_run_that_was_not_evaluated(run):
 
 @pytest.mark.parametrize("low, doubtful", [(-0.05, True), (0.0, True), (0.02, False)])
 def test_the_verdict_claims_no_more_than_the_interval(low, doubtful):
-    test = {"success": 0.5, "difference": 0.1, "difference_ci95": (low, 0.2), "episodes": 50}
-    verdict = _verdict(judged(qgf={"weight": 0.3, "test": test}, bc={"test": {"success": 0.4}}))
+    verdict = _verdict(judged(0.3, 0.5, difference=0.1, difference_ci95=(low, 0.2)))
     numbers = (0.3, 50, 40, 10, 95, 100 * low, 20, 50)
     assert tells(verdict, *numbers)
     assert tells(verdict, *numbers, 0) == doubtful  # the interval includes 0
 
 
-def judged(**methods):
-    return {"measure": "success", "methods": methods}
+def judged(weight, success, **gain):
+    """An evaluation of which only qgf's test episodes are told; those of bc succeed at 40%."""
+    test = Figures(-1.0, (-2.0, 0.0), 100.0, 50, 0, success, (0.0, 1.0))
+    qgf = MethodResult(weight, 1, dataclasses.replace(test, **gain), ())
+    bc = MethodResult(0.0, 1, dataclasses.replace(test, success=0.4), ())
+    methods = {"bc": bc, "qgf": qgf}
+    return Evaluation("", "", None, 1, 1, {}, (0,), 0, {}, None, SUCCESS, methods)
 
 
 def test_the_verdict_without_guidance():
-    test = {"success": 0.4}
-    verdict = _verdict(judged(qgf={"weight": 0.0, "test": test}, bc={"test": test}))
+    verdict = _verdict(judged(0.0, 0.4))
     assert tells(verdict, 0) and not tells(verdict, 40)

@@ -19,11 +19,12 @@ def main() -> None:
     args = parser.parse_args()
     found = {path.parent.name: read_json(path) for path in args.runs.glob("*/eval.json")}
     for task, result in sorted(found.items()):
-        bc, ours = result["bc"], result["qgf"]
-        low, high = ours["difference_ci95"]
+        bc, qgf = (result["methods"][name] for name in ("bc", "qgf"))
+        ours = qgf["test"]
+        (low, high), weight = ours["difference_ci95"], qgf["weight"]
         print(
-            f"{task}: BC {bc['success']:.0%}, QGF {ours['success']:.0%} at w = {ours['weight']:g}, "
-            f"{ours['difference']:+.0%} ({low:+.0%} to {high:+.0%}), {bc['episodes']} episodes"
+            f"{task}: BC {bc['test']['success']:.0%}, QGF {ours['success']:.0%} at w = {weight:g}, "
+            f"{ours['difference']:+.0%} ({low:+.0%} to {high:+.0%}), {ours['episodes']} episodes"
         )
     commit = ("git", "rev-parse", "--short", "HEAD")
     write_json(

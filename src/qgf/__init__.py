@@ -14,6 +14,7 @@ _PUBLIC = {
     "flow_matching_loss": "qgf.core",
     "euler": "qgf.core",
     "Config": "qgf.config",
+    "Evaluation": "qgf.run",
     "Fields": "qgf.data",
     "Method": "qgf.methods",
     "Policy": "qgf.act",

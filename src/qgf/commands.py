@@ -186,7 +186,7 @@ class Eval:
         _check_devices()
         from qgf.evaluation._evaluate import chosen_arms, evaluate, format_result
         from qgf.files import check_writable, write_json
-        from qgf.run._evaluation import write_evaluation
+        from qgf.run.evaluation import write_evaluation
 
         # What cannot be kept is said before the work, not after it.
         if self.json is not None:
@@ -219,7 +219,7 @@ class Eval:
         except UserError as error:
             unwritten = error
         if self.json is not None:
-            write_json(self.json, result)
+            write_json(self.json, result.json())
             if unwritten is not None:
                 print(f"qgf: {unwritten}; the result is in {self.json}", file=sys.stderr)
         elif unwritten is not None:
@@ -231,8 +231,8 @@ class Eval:
                 chosen_arms(result),
                 critic=self.critic,
                 seed=self.seed,
-                checkpoint=str(result["checkpoint"]),
-                critic_checkpoint=str(result["critic_checkpoint"]),
+                checkpoint=str(result.checkpoint),
+                critic_checkpoint=str(result.critic_checkpoint),
             )
             print(f"video: {self.video}")
 

@@ -11,9 +11,10 @@ from qgf.act.policy import Policy
 from qgf.config import PRESETS
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import evaluate
+from qgf.methods.table import BEST_OF, CLONED, GUIDED
 from qgf.reports._report import report
-from qgf.run._evaluation import read_evaluation, write_evaluation
 from qgf.run.checkpoint import list_checkpoints
+from qgf.run.evaluation import Evaluation, read_evaluation, write_evaluation
 from qgf.run.trainer import train
 from qgf.tasks.ogbench.collect import collect
 
@@ -23,7 +24,7 @@ EPISODES = 120
 VAL_EPISODES = 6
 CONFIG = dataclasses.replace(PRESETS["laptop"], steps=8_000, checkpoint_every=4_000)
 WEIGHTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
-BEST_OF = 8
+SAMPLES = 8
 TUNE_EPISODES = 20
 TEST_EPISODES = 50
 SEED = 0
@@ -53,7 +54,7 @@ def demo(out: Path, *, workers: int = 2) -> None:
     if max(list_checkpoints(run), default=0) < CONFIG.steps:
         resume = (run / "config.json").exists()
         train(ENV, data, run, CONFIG, seeds=[SEED], resume=resume)
-    _heading(3, f"evaluating {len(WEIGHTS)} guidance weights and best of {BEST_OF}")
+    _heading(3, f"evaluating {len(WEIGHTS)} guidance weights and best of {SAMPLES}")
     result = _evaluate(run, workers)
     _heading(4, "writing the report")
     page = run / "report.html"
@@ -74,7 +75,7 @@ def _heading(number: int, text: str) -> None:
     print(f"{number}/4 {text}", flush=True)
 
 
-def _evaluate(run: Path, workers: int) -> dict:
+def _evaluate(run: Path, workers: int) -> Evaluation:
     """Return the evaluation, from RUN/eval.json when that is the one asked for."""
     wanted = {
         "checkpoint": CONFIG.steps,
@@ -83,15 +84,15 @@ def _evaluate(run: Path, workers: int) -> dict:
     }
     if (run / "eval.json").exists():
         old = read_evaluation(run)
-        same = all(old[name] == value for name, value in wanted.items())
-        if same and _settings(old) == [(w, 1) for w in sorted(WEIGHTS)] + [(0.0, BEST_OF)]:
+        same = all(getattr(old, name) == value for name, value in wanted.items())
+        if same and _settings(old) == [(w, 1) for w in sorted(WEIGHTS)] + [(0.0, SAMPLES)]:
             return old
     result = evaluate(
         run,
         WEIGHTS,
         episodes=TEST_EPISODES,
         tune_episodes=TUNE_EPISODES,
-        best_of=[BEST_OF],
+        best_of=[SAMPLES],
         workers=workers,
         seed=SEED,
         checkpoint=str(CONFIG.steps),
@@ -100,30 +101,30 @@ def _evaluate(run: Path, workers: int) -> dict:
     return result
 
 
-def _settings(result: dict) -> list[tuple[float, int]]:
-    methods = [result["methods"].get(name, {"settings": []}) for name in ("qgf", "bfn")]
-    return [(row["weight"], row["samples"]) for found in methods for row in found["settings"]]
+def _settings(result: Evaluation) -> list[tuple[float, int]]:
+    methods = [result.methods[name] for name in (GUIDED, BEST_OF) if name in result.methods]
+    return [(row.weight, row.samples) for found in methods for row in found.settings]
 
 
-def _table(run: Path, result: dict) -> str:
-    policy = Policy(run, checkpoint=str(result["checkpoint"]))
-    bc, best, qgf = (result["methods"][name] for name in ("bc", "bfn", "qgf"))
-    chosen = qgf["weight"]
+def _table(run: Path, result: Evaluation) -> str:
+    policy = Policy(run, checkpoint=str(result.checkpoint))
+    bc, best, qgf = (result.methods[name] for name in (CLONED, BEST_OF, GUIDED))
+    chosen = qgf.weight
     rows = [
-        ("BC", bc["test"], _latency(policy, 0.0)),
-        (f"best of {BEST_OF}", best["test"], _latency(policy, 0.0, BEST_OF)),
-        (f"QGF, w = {chosen:g}", qgf["test"], _latency(policy, chosen)),
+        ("BC", bc.test, _latency(policy, 0.0)),
+        (f"best of {SAMPLES}", best.test, _latency(policy, 0.0, SAMPLES)),
+        (f"QGF, w = {chosen:g}", qgf.test, _latency(policy, chosen)),
     ]
     lines = [f"{'':16} {'success':>8} {'95% interval':>16} {'ms per call':>12}"]
     for name, figures, latency in rows:
-        low, high = figures["ci95"]
+        low, high = figures.ci95
         interval = f"{low:.1%} {high:.1%}"
-        lines.append(f"{name:16} {figures['success']:8.1%} {interval:>16} {latency:12.1f}")
-    gain = qgf["test"]
-    low, high = gain["difference_ci95"]
+        lines.append(f"{name:16} {figures.success:8.1%} {interval:>16} {latency:12.1f}")
+    gain = qgf.test
+    low, high = gain.difference_ci95
     lines.append(
-        f"QGF - BC: {gain['difference']:+.1%} (95% interval {low:+.1%} to {high:+.1%}, "
-        f"{gain['episodes']} paired episodes)"
+        f"QGF - BC: {gain.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}, "
+        f"{gain.episodes} paired episodes)"
     )
     return "\n".join(lines)
 

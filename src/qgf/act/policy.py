@@ -27,7 +27,6 @@ from qgf.methods.table import (
     denoising_steps,
     find_method,
 )
-from qgf.run._evaluation import choose, read_evaluation
 from qgf.run.checkpoint import (
     find_checkpoint,
     kinds_held,
@@ -36,6 +35,7 @@ from qgf.run.checkpoint import (
     load_record,
     of_seed,
 )
+from qgf.run.evaluation import SettingResult, choose, read_evaluation
 from qgf.tasks import find_task
 
 
@@ -382,18 +382,20 @@ class Policy:
             result = read_evaluation(self.run)
         except UserError as error:
             return error
-        found = result["methods"].get(self.name, {"settings": []})
-        theirs = result["learners"]
-        if any(theirs.get(role) != self._hashes[role] for role in self._method.roles):
+        found = result.methods.get(self.name)
+        theirs = result.learners
+        if found is None or any(
+            theirs.get(role) != self._hashes[role] for role in self._method.roles
+        ):
             return {}
-        steps = result["denoise_steps"] or denoising_steps(self._method, self._learners)
-        by_samples: dict[int, list] = {}
-        for row in found["settings"]:
-            by_samples.setdefault(row["samples"], []).append(row)
+        steps = result.denoise_steps or denoising_steps(self._method, self._learners)
+        by_samples: dict[int, list[SettingResult]] = {}
+        for row in found.settings:
+            by_samples.setdefault(row.samples, []).append(row)
         return {
-            (samples, steps): choose(rows)["weight"]
+            (samples, steps): choose(rows).weight
             for samples, rows in by_samples.items()
-            if any(row["weight"] for row in rows)  # searched, not the unguided policy alone
+            if any(row.weight for row in rows)  # searched, not the unguided policy alone
         }
 
 

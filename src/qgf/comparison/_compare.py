@@ -34,8 +34,8 @@ from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluation._evaluate import figures
 from qgf.files import locked, read_value, write_value
 from qgf.methods.table import CLONED, canonical, find_method, kinds_of, settings
-from qgf.run._evaluation import choose
 from qgf.run.checkpoint import of_seed
+from qgf.run.evaluation import SettingResult, choose
 
 
 def compare(
@@ -92,9 +92,12 @@ def compare(
             tasks = [env for env in envs if domains[env] == dataset]
             tunable = {name: settings(name) for name in names if len(settings(name)) > 1}
             _evaluate(plan, tasks, "tune", tunable)
-            searched[dataset] = {name: _search(plan, name, tasks) for name in names}
-            chosen = {name: _chosen(rows) for name, rows in searched[dataset].items()}
-            tests = {name: [(row["weight"], row["samples"])] for name, row in chosen.items()}
+            tried = {name: _tried(plan, name, tasks) for name in names}
+            searched[dataset] = {
+                name: _described(plan, name, tasks, rows) for name, rows in tried.items()
+            }
+            chosen = {n: choose(rows) if len(rows) > 1 else rows[0] for n, rows in tried.items()}
+            tests = {name: [(row.weight, row.samples)] for name, row in chosen.items()}
             _evaluate(plan, tasks, "test", tests)
             for name, row in chosen.items():
                 entries += [_entry(plan, name, env, row) for env in tasks]
@@ -107,36 +110,41 @@ def compare(
     return result
 
 
-def _search(plan: Plan, name: str, tasks: Sequence[str]) -> list[dict]:
-    """Return what every setting of a method comes to on the tasks of one domain.
+def _tried(plan: Plan, name: str, tasks: Sequence[str]) -> list[SettingResult]:
+    """Return every setting of a method, with its tune episodes on the tasks of one domain.
 
-    That is success on tune episodes (where there is something to choose), and what the critic
-    thinks of its actions.
+    These are run only where there is something to choose.
     """
-    found = np.mean([opinions(plan, name, env, settings(name)) for env in tasks], axis=0)
+    tried = settings(name)
+    if len(tried) == 1:
+        return [SettingResult(*tried[0])]
     rows = []
-    for (weight, samples), (gain, moved) in zip(settings(name), found.tolist(), strict=True):
-        row = {"weight": weight, "samples": samples, "q_gain": gain, "moved": moved}
-        if len(found) > 1:
-            tunes = [read_episodes(plan, name, env, "tune", (weight, samples)) for env in tasks]
-            row["tune"] = figures(np.concatenate(tunes, axis=1))
-        rows.append(row)
+    for setting in tried:
+        tunes = [read_episodes(plan, name, env, "tune", setting) for env in tasks]
+        rows.append(SettingResult(*setting, tune=figures(np.concatenate(tunes, axis=1))))
     return rows
 
 
-def _chosen(rows: Sequence[dict]) -> dict:
-    return choose(rows) if len(rows) > 1 else rows[0]
+def _described(
+    plan: Plan, name: str, tasks: Sequence[str], tried: Sequence[SettingResult]
+) -> list[dict]:
+    """Return the settings of a method as JSON, with what the critic thinks of its actions."""
+    found = np.mean([opinions(plan, name, env, settings(name)) for env in tasks], axis=0).tolist()
+    return [
+        row.json() | {"q_gain": gain, "moved": moved}
+        for row, (gain, moved) in zip(tried, found, strict=True)
+    ]
 
 
-def _entry(plan: Plan, name: str, env: str, chosen: dict) -> dict:
+def _entry(plan: Plan, name: str, env: str, chosen: SettingResult) -> dict:
     """Return a method's test episodes of one task, at the setting chosen for the domain."""
-    data = read_episodes(plan, name, env, "test", (chosen["weight"], chosen["samples"]))
-    tune = chosen.get("tune", {})
+    data = read_episodes(plan, name, env, "test", (chosen.weight, chosen.samples))
+    tune = {} if chosen.tune is None else chosen.tune.json()
     return {
         "env": env,
         "method": name,
-        "weight": chosen["weight"],
-        "samples": chosen["samples"],
+        "weight": chosen.weight,
+        "samples": chosen.samples,
         "episodes": None if np.isnan(data[..., 0]).any() else data[..., 0].astype(int).tolist(),
         "returns": data[..., 1].tolist(),
         "fallbacks": int(data[..., 3].sum()),

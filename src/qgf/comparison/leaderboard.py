@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 
-from qgf.evaluation.measure import RETURN, SUCCESS, Measure, measure_of
 from qgf.evaluation.statistics import (
     bootstrap_mean,
     improvement_probability,
@@ -23,6 +22,7 @@ from qgf.evaluation.statistics import (
 from qgf.files import atomic_open, write_json
 from qgf.methods.table import CLONED, GUIDED, find_method
 from qgf.reports._page import Page
+from qgf.run.evaluation import MEASURES, RETURN, SUCCESS, Measure
 from qgf.tasks import find_task
 
 RESAMPLES = 2000
@@ -180,7 +180,7 @@ def write_leaderboard(out: Path, result: dict) -> None:
     write_json(out / "leaderboard.json", result)
     counts = [(len(result["methods"]), "method"), (len(result["tasks"]), "task")]
     title = "Leaderboard: " + " on ".join(f"{n} {what}{'s' * (n > 1)}" for n, what in counts)
-    measure = measure_of(result)
+    measure = MEASURES[result["measure"]]
     alt = f"Mean {measure.label.removesuffix(' rate')}. " + "; ".join(
         f"{name} {_score(measure, result['overall'][name], 'mean')}" for name in result["methods"]
     )
@@ -201,7 +201,7 @@ def write_leaderboard(out: Path, result: dict) -> None:
 
 def sections(result: dict) -> list[Section]:
     """Return the tables of a leaderboard: all tasks, each domain, and what was run."""
-    tables, measure = [_overall(result)], measure_of(result)
+    tables, measure = [_overall(result)], MEASURES[result["measure"]]
     judged = measure is SUCCESS
     for domain, found in result["domains"].items():
         names = [name for name in result["methods"] if name in found["methods"]]
@@ -231,7 +231,7 @@ def sections(result: dict) -> list[Section]:
 
 def _overall(result: dict) -> Section:
     head = ["method", "tasks", "mean", "IQM", "P(QGF > it)", "ms, batch 1", "ms, batch 50"]
-    rows, measure = [], measure_of(result)
+    rows, measure = [], MEASURES[result["measure"]]
     for name in result["methods"]:
         figures = result["overall"][name]
         costs = [found[name] for found in result["costs"].values() if name in found]
@@ -322,7 +322,7 @@ def _html(section: Section) -> str:
 
 def _figure(result: dict) -> Figure:
     """Draw mean and IQM of all methods over all tasks, the best on top."""
-    overall, total, measure = result["overall"], len(result["tasks"]), measure_of(result)
+    overall, total, measure = result["overall"], len(result["tasks"]), MEASURES[result["measure"]]
     names = sorted(overall, key=lambda name: overall[name]["mean"])
     figure = Figure((7.5, 1.4 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots()

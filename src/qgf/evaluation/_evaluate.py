@@ -8,18 +8,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from qgf.act.calibration import auto_weight
 from qgf.act.policy import learner_hashes, load_learners
-from qgf.act.rollout import SPLITS, Arm, Job, Outcome, make_jobs, roll_out
+from qgf.act.rollout import Arm, Job, Outcome, make_jobs, roll_out
 from qgf.config import Spec
 from qgf.data.normalization import Normalization
 from qgf.errors import UserError, check_counts, check_seed
-from qgf.evaluation.measure import RETURN, SUCCESS, Measure, measure_of
 from qgf.evaluation.statistics import bootstrap_mean, paired_difference, wilson_interval
 from qgf.methods.table import (
     BEST_OF,
@@ -31,8 +29,18 @@ from qgf.methods.table import (
     find_method,
     settings,
 )
-from qgf.run import choose, task_of
+from qgf.run import task_of
 from qgf.run.checkpoint import find_checkpoint, load_record
+from qgf.run.evaluation import (
+    RETURN,
+    SUCCESS,
+    Evaluation,
+    Figures,
+    Measure,
+    MethodResult,
+    SettingResult,
+    choose,
+)
 
 
 def evaluate(
@@ -51,7 +59,7 @@ def evaluate(
     data: Path | None = None,
     success: str | None = None,
     denoise_steps: int | None = None,
-) -> dict:
+) -> Evaluation:
     """Evaluate methods on a run and return the result, which `write_evaluation` keeps.
 
     Args:
@@ -114,19 +122,20 @@ def evaluate(
     jobs = make_jobs(every, len(record["seeds"]), counts)
     scale = Normalization.of(record)
     outcomes = roll_out(task, spec, learners, jobs, workers, slots, seed, normalization=scale)
-    return {
-        "env": env,
-        "run": str(run),
-        "critic": None if critic is None else str(critic),
-        "checkpoint": int(which),
-        "critic_checkpoint": int(critic_which),
-        "learners": learner_hashes(run, learners, **sources),
-        "training_seeds": record["seeds"],
-        "seed": seed,
-        "episodes": counts,
-        "denoise_steps": denoise_steps,
-        **_summary(outcomes, arms, goals),
-    }
+    return Evaluation(
+        env=env,
+        run=str(run),
+        critic=None if critic is None else str(critic),
+        checkpoint=int(which),
+        critic_checkpoint=int(critic_which),
+        learners=learner_hashes(run, learners, **sources),
+        training_seeds=tuple(record["seeds"]),
+        seed=seed,
+        episodes=counts,
+        denoise_steps=denoise_steps,
+        measure=_measure(table(outcomes, jobs[0].arm, "test")),
+        methods=_summary(outcomes, arms, goals),
+    )
 
 
 def _named(names: Sequence[str], best_of: Sequence[int]) -> dict[str, Method]:
@@ -169,10 +178,10 @@ def _cloned(method: Method) -> bool:
     return bool(method.weights) and "policy" in method.roles
 
 
-def chosen_arms(result: dict) -> list[Arm]:
+def chosen_arms(result: Evaluation) -> list[Arm]:
     """Return how an evaluation's methods act with the settings chosen for them, each once."""
-    methods, steps = result["methods"].items(), result["denoise_steps"]
-    arms = (_arm(name, found["weight"], found["samples"], steps) for name, found in methods)
+    methods, steps = result.methods.items(), result.denoise_steps
+    arms = (_arm(name, found.weight, found.samples, steps) for name, found in methods)
     return list(dict.fromkeys(arms))
 
 
@@ -203,100 +212,90 @@ def _number(value: bool | float | int | None) -> float:
     return np.nan if value is None else float(value)
 
 
-def figures(data: Float[np.ndarray, "seed episode 4"]) -> dict:
+def figures(data: Float[np.ndarray, "seed episode 4"]) -> Figures:
     """Return the summary of a `table`; without success where nobody says it."""
     wins, returns = data[..., 0], data[..., 1]
     judged = {}
     if _measure(data) is SUCCESS:
         judged = {
-            "success": wins.mean(),
+            "success": float(wins.mean()),
             "ci95": wilson_interval(int(wins.sum()), wins.size),
-            "success_per_seed": wins.mean(1).tolist(),
+            "success_per_seed": tuple(wins.mean(1).tolist()),
         }
-    return {
+    return Figures(
         **judged,
-        "return": returns.mean(),
-        "return_ci95": bootstrap_mean(returns)[1],
-        "length": data[..., 2].mean(),
-        "episodes": wins.size,
-        "fallbacks": int(data[..., 3].sum()),
-    }
+        return_=float(returns.mean()),
+        return_ci95=bootstrap_mean(returns)[1],
+        length=float(data[..., 2].mean()),
+        episodes=wins.size,
+        fallbacks=int(data[..., 3].sum()),
+    )
 
 
 def _measure(data: Float[np.ndarray, "seed episode 4"]) -> Measure:
     return RETURN if np.isnan(data[..., 0]).any() else SUCCESS
 
 
-def _summary(outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: int = 1) -> dict:
+def _summary(
+    outcomes: dict[Job, Outcome], arms: dict[str, list[Arm]], goals: int = 1
+) -> dict[str, MethodResult]:
     """Return the figures of every arm; what "tune" chooses for a method, and its gain on "test"."""
 
-    def row(arm: Arm) -> dict:
-        tables = {split: table(outcomes, arm, split) for split in SPLITS}
-        splits = {split: figures(data) for split, data in tables.items()}
-        splits["test"] |= gain(arm)
+    def setting(arm: Arm) -> SettingResult:
+        data = table(outcomes, arm, "test")
+        test = dataclasses.replace(figures(data), **gain(arm))
         if goals > 1:
-            each = [figures(tables["test"][:, i::goals]) for i in range(goals)]
-            splits["test"]["goals"] = each
-        return {"weight": arm.weight, "samples": arm.samples, **splits}
+            each = (figures(data[:, i::goals]) for i in range(goals))
+            test = dataclasses.replace(test, goals=tuple(each))
+        return SettingResult(arm.weight, arm.samples, figures(table(outcomes, arm, "tune")), test)
 
     def gain(arm: Arm) -> dict:
         if CLONED not in arms or arm == arms[CLONED][0]:
             return {}
-        pair = (arm, arms[CLONED][0])
-        ours, theirs = (table(outcomes, each, "test") for each in pair)
+        ours, theirs = (table(outcomes, each, "test") for each in (arm, arms[CLONED][0]))
         column = _measure(theirs).column
         mean, interval = paired_difference(ours[..., column], theirs[..., column])
         return {"difference": mean, "difference_ci95": interval}
 
-    methods, none = {}, {"difference": 0.0, "difference_ci95": (0.0, 0.0)}
+    methods = {}
     for name, group in arms.items():
-        by_arm = {arm: row(arm) for arm in sorted(group, key=lambda a: (a.samples, a.weight))}
-        best = choose([*by_arm.values()])
-        arm = next(arm for arm, settings in by_arm.items() if settings is best)
-        methods[name] = {
-            "weight": arm.weight,
-            "samples": arm.samples,
+        by_rank = sorted(group, key=lambda arm: (arm.samples, arm.weight))
+        tried = tuple(setting(arm) for arm in by_rank)
+        best = choose(tried)
+        test = best.test
+        if name != CLONED and CLONED in arms and test.difference is None:
             # Choosing to stay unguided is a gain of nothing.
-            "test": (none if name != CLONED and CLONED in arms else {}) | best["test"],
-            "settings": [*by_arm.values()],
-        }
-    some = table(outcomes, next(iter(outcomes)).arm, "test")
-    summary: dict[str, Any] = {"measure": _measure(some).name, "methods": methods}
-    if CLONED in methods:
-        summary[CLONED] = methods[CLONED]["test"]
-    if GUIDED in methods:
-        ours = methods[GUIDED]
-        summary |= {"weights": ours["settings"], "chosen_weight": ours["weight"]}
-        summary[GUIDED] = {"weight": ours["weight"], **ours["test"]}
-    return summary
+            test = dataclasses.replace(test, difference=0.0, difference_ci95=(0.0, 0.0))
+        methods[name] = MethodResult(best.weight, best.samples, test, tried)
+    return methods
 
 
-def format_result(result: dict) -> str:
+def format_result(result: Evaluation) -> str:
     """Return a small table of an evaluation: every setting, and what was chosen."""
-    measure = measure_of(result)
+    measure = result.measure
     lines = [f"{'':>34} {'tune':>8} {'test':>8} {'95% interval':>17} {'return':>9} {'length':>7}"]
     lines.insert(0, f"{'':>34} {measure.label}")
     chosen = []
-    for name, method in result["methods"].items():
-        for row in method["settings"]:
-            what, test = label(name, row["weight"], row["samples"]), row["test"]
-            scores = [measure.text(row[split][measure.name]) for split in SPLITS]
+    for name, method in result.methods.items():
+        for row in method.settings:
+            what, test = label(name, row.weight, row.samples), row.test
+            value, interval = measure.of(test)
+            scores = [measure.text(v) for v in (measure.of(row.tune)[0], value)]
             lines.append(
-                f"{what:>34} {scores[0]:>8} {scores[1]:>8} "
-                f"{measure.between(test[measure.interval]):>17} "
-                f"{test['return']:9.1f} {test['length']:7.1f}"
+                f"{what:>34} {scores[0]:>8} {scores[1]:>8} {measure.between(interval):>17} "
+                f"{test.return_:9.1f} {test.length:7.1f}"
             )
-        if "difference" in method["test"]:
+        test = method.test
+        if test.difference is not None:
             chosen.append(
-                f"chosen {label(name, method['weight'], method['samples'])}: "
-                f"{measure.text(method['test']['difference'], '+')} over BC "
-                f"on {method['test']['episodes']} paired test episodes "
-                f"(95% interval {measure.between(method['test']['difference_ci95'], '+')})"
+                f"chosen {label(name, method.weight, method.samples)}: "
+                f"{measure.text(test.difference, '+')} over BC on {test.episodes} paired test "
+                f"episodes (95% interval {measure.between(test.difference_ci95, '+')})"
             )
-        if method["test"]["fallbacks"]:
+        if test.fallbacks:
             chosen.append(
-                f"{name}: {method['test']['fallbacks']} denoising steps went unguided because a "
-                "gradient was not finite"
+                f"{name}: {test.fallbacks} denoising steps went unguided because a gradient was "
+                "not finite"
             )
     return "\n".join([*lines, *chosen])
 

@@ -24,13 +24,19 @@ from qgf.config import PRESETS
 from qgf.core.flow import refuse_failed
 from qgf.data import Source
 from qgf.errors import UserError
-from qgf.evaluation.measure import SUCCESS, measure_of
 from qgf.methods.table import BEST_OF, CLONED, GUIDED, METHODS, Learners
 from qgf.reports._page import Page, data_url
 from qgf.reports.video import film
-from qgf.run._evaluation import choose, read_evaluation
 from qgf.run._validation import fields_of, intact_source, validation_batch
 from qgf.run.checkpoint import config_record, load_record
+from qgf.run.evaluation import (
+    SUCCESS,
+    Evaluation,
+    MethodResult,
+    SettingResult,
+    choose,
+    read_evaluation,
+)
 from qgf.run.run import Run
 
 STATES = 1000
@@ -65,9 +71,9 @@ def report(run: Path, *, video: bool = True) -> Path:
     if not (run / "eval.json").exists():
         raise UserError(f"{run} was not evaluated; run `qgf eval {run}` first")
     result = read_evaluation(run)
-    if not {CLONED, GUIDED} <= result["methods"].keys():
+    if not {CLONED, GUIDED} <= result.methods.keys():
         raise UserError(f"{run} was evaluated without qgf; run `qgf eval {run}` first")
-    shown = _shown(result["methods"][GUIDED])
+    shown = _shown(result.methods[GUIDED])
     page = Page(run / "report")
     _headline(page, result)
     _weights(page, result)
@@ -79,63 +85,64 @@ def report(run: Path, *, video: bool = True) -> Path:
     return run / "report.html"
 
 
-def _headline(page: Page, result: dict) -> None:
-    seeds = len(result["training_seeds"])
+def _headline(page: Page, result: Evaluation) -> None:
+    seeds = len(result.training_seeds)
     page.add(
-        f'<p class="lead">Checkpoint of step {result["checkpoint"]:,}, {seeds} training '
+        f'<p class="lead">Checkpoint of step {result.checkpoint:,}, {seeds} training '
         f"seed{'s' * (seeds > 1)}. BC is the cloned policy alone; QGF is the same policy, guided "
         f"at test time by the critic's gradient with weight w.</p>"
     )
     page.add(f'<p class="result">{_verdict(result)}</p>')
-    bc, qgf = result["methods"][CLONED], result["methods"][GUIDED]
-    rows = [("BC (w = 0)", bc["test"], "")]
-    rows += [(f"best of {row['samples']}", row["test"], "") for row in _best_of(result)]
-    rows += [(f"QGF (w = {qgf['weight']:g})", qgf["test"], ' class="chosen"')]
-    measure = measure_of(result)
+    bc, qgf = result.methods[CLONED], result.methods[GUIDED]
+    rows = [("BC (w = 0)", bc.test, "")]
+    rows += [(f"best of {row.samples}", row.test, "") for row in _best_of(result)]
+    rows += [(f"QGF (w = {qgf.weight:g})", qgf.test, ' class="chosen"')]
+    measure = result.measure
     names = (measure.label.capitalize(), "95% interval", "Minus BC", "95% interval", "Episodes")
     heads = "".join(f'<th class="n">{name}</th>' for name in names)
     page.add(f"<table><thead><tr><th>Policy</th>{heads}</tr></thead><tbody>")
     for name, figures, kind in rows:
-        shown = figures[measure.name], figures[measure.interval]
-        cells = [measure.text(shown[0]), measure.between(shown[1]), "", ""]
-        if "difference" in figures:
+        value, interval = measure.of(figures)
+        cells = [measure.text(value), measure.between(interval), "", ""]
+        if figures.difference is not None:
             cells[2:] = [
-                measure.text(figures["difference"], "+"),
-                measure.between(figures["difference_ci95"], "+"),
+                measure.text(figures.difference, "+"),
+                measure.between(figures.difference_ci95, "+"),
             ]
-        cells.append(str(figures["episodes"]))
+        cells.append(str(figures.episodes))
         cells = "".join(f'<td class="n">{cell}</td>' for cell in cells)
         page.add(f"<tr{kind}><td>{name}</td>{cells}</tr>")
     page.add("</tbody></table>")
 
 
-def _verdict(result: dict) -> str:
+def _verdict(result: Evaluation) -> str:
     """Return one sentence that claims no more than the interval of the difference allows."""
-    methods, measure = result["methods"], measure_of(result)
-    weight, qgf, bc = methods[GUIDED]["weight"], methods[GUIDED]["test"], methods[CLONED]["test"]
+    methods, measure = result.methods, result.measure
+    weight, qgf, bc = methods[GUIDED].weight, methods[GUIDED].test, methods[CLONED].test
     if weight == 0:
         return "The tune episodes chose w = 0: no guidance weight tried did better than BC."
-    low, high = qgf["difference_ci95"]
+    low, high = qgf.difference_ci95
     doubt = " The interval includes 0: these episodes cannot tell it from no change."
     return (
         f"With guidance (w = {weight:g}) the {measure.label} on test episodes is "
-        f"{measure.text(qgf[measure.name])}, without it {measure.text(bc[measure.name])}: "
-        f"{measure.text(qgf['difference'], '+')} (95% interval "
-        f"{measure.between(qgf['difference_ci95'], '+')}, {qgf['episodes']} paired episodes)."
+        f"{measure.text(measure.of(qgf)[0])}, without it {measure.text(measure.of(bc)[0])}: "
+        f"{measure.text(qgf.difference, '+')} (95% interval "
+        f"{measure.between(qgf.difference_ci95, '+')}, {qgf.episodes} paired episodes)."
         + doubt
         * (low <= 0 <= high)
     )
 
 
-def _weights(page: Page, result: dict) -> None:
-    rows, chosen = (result["methods"][GUIDED][key] for key in ("settings", "weight"))
-    measure = measure_of(result)
+def _weights(page: Page, result: Evaluation) -> None:
+    rows, chosen = result.methods[GUIDED].settings, result.methods[GUIDED].weight
+    measure = result.measure
     figure = Figure((7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
     for split, color, marker, shift in (("tune", ORANGE, "s", -0.06), ("test", BLUE, "o", 0.06)):
-        mean = np.array([row[split][measure.name] for row in rows])
-        low, high = np.array([row[split][measure.interval] for row in rows]).T
+        found = [measure.of(getattr(row, split)) for row in rows]
+        mean = np.array([value for value, _ in found])
+        low, high = np.array([interval for _, interval in found]).T
         axes.errorbar(
             places + shift,
             mean,
@@ -144,11 +151,11 @@ def _weights(page: Page, result: dict) -> None:
             marker=marker,
             linestyle="--" if split == "tune" else "-",
             capsize=3,
-            label=f"{split} ({rows[0][split]['episodes']} episodes)",
+            label=f"{split} ({getattr(rows[0], split).episodes} episodes)",
         )
-    at = [row["weight"] for row in rows].index(chosen)
+    at = [row.weight for row in rows].index(chosen)
     axes.axvspan(at - 0.3, at + 0.3, color=SKY, alpha=0.25, lw=0, label=f"chosen: w = {chosen:g}")
-    axes.set_xticks(places, [f"{row['weight']:g}" for row in rows])
+    axes.set_xticks(places, [f"{row.weight:g}" for row in rows])
     axes.set(xlabel="guidance weight w", ylabel=measure.label)
     if measure is SUCCESS:
         axes.set_ylim(-0.03, 1.03)
@@ -161,25 +168,24 @@ def _weights(page: Page, result: dict) -> None:
         figure,
         f"{measure.label.capitalize()} against guidance weight. "
         + "; ".join(
-            f"w = {row['weight']:g}: {measure.text(row['test'][measure.name])} on test"
-            for row in rows
+            f"w = {row.weight:g}: {measure.text(measure.of(row.test)[0])} on test" for row in rows
         ),
         "The weight is chosen on the tune episodes alone and reported on the test episodes. Bars "
         f"are 95% {measure.method} intervals. All weights meet the same starts and the same noise.",
     )
 
 
-def _film(page: Page, run: Path, result: dict, shown: _Shown, video: bool) -> None:
+def _film(page: Page, run: Path, result: Evaluation, shown: _Shown, video: bool) -> None:
     page.add("<h2>A rollout</h2>")
     if not video:
         page.note("No rollout was filmed, as asked for.")
         return
     path = page.folder / "rollout.mp4"
     try:
-        steps = result["denoise_steps"]
+        steps = result.denoise_steps
         arms = [Arm(steps=steps)]
         arms += [Arm(GUIDED, shown.weight, steps=steps)] if shown.weight else []
-        film(run, path, arms, seed=result["seed"], **_evaluated(run, result))
+        film(run, path, arms, seed=result.seed, **_evaluated(run, result))
     except UserError as error:
         page.note(f"No rollout was filmed: {error}.")
         return
@@ -193,24 +199,24 @@ def _film(page: Page, run: Path, result: dict, shown: _Shown, video: bool) -> No
     )
 
 
-def _evaluated(run: Path, result: dict) -> dict[str, Any]:
+def _evaluated(run: Path, result: Evaluation) -> dict[str, Any]:
     """Return where the evaluated networks are, as `film` takes it. UserError if they are gone."""
-    critic = None if result["critic"] is None else Path(result["critic"])
-    steps = {name: str(result[name]) for name in ("checkpoint", "critic_checkpoint")}
+    critic = None if result.critic is None else Path(result.critic)
+    steps = {name: str(getattr(result, name)) for name in ("checkpoint", "critic_checkpoint")}
     found = learner_hashes(run, BASE, steps["checkpoint"], critic, steps["critic_checkpoint"])
-    if any(result["learners"].get(role) != digest for role, digest in found.items()):
+    if any(result.learners.get(role) != digest for role, digest in found.items()):
         raise UserError(f"{run} no longer holds the networks that were evaluated")
     return {"critic": critic, **steps}
 
 
-def _shown(qgf: dict) -> _Shown:
-    if qgf["weight"] > 0 or len(qgf["settings"]) == 1:
-        return _Shown(qgf["weight"], "chosen")
-    best = choose(qgf["settings"][1:])
-    return _Shown(best["weight"], "not chosen, the best weight above 0 on the tune episodes")
+def _shown(qgf: MethodResult) -> _Shown:
+    if qgf.weight > 0 or len(qgf.settings) == 1:
+        return _Shown(qgf.weight, "chosen")
+    best = choose(qgf.settings[1:])
+    return _Shown(best.weight, "not chosen, the best weight above 0 on the tune episodes")
 
 
-def _q_values(page: Page, run: Path, result: dict, shown: _Shown) -> None:
+def _q_values(page: Page, run: Path, result: Evaluation, shown: _Shown) -> None:
     page.add("<h2>Q before and after guidance</h2>")
     try:
         q = _sample_q(run, result, shown.weight)
@@ -245,7 +251,7 @@ def _q_values(page: Page, run: Path, result: dict, shown: _Shown) -> None:
     )
 
 
-def _sample_q(run: Path, result: dict, weight: float) -> Float[np.ndarray, "actions state"]:
+def _sample_q(run: Path, result: Evaluation, weight: float) -> Float[np.ndarray, "actions state"]:
     """Return Q at validation states, of all training seeds: the data's actions, BC's, guided."""
     where = _evaluated(run, result)
     batch = validation_batch(load_record(where["critic"] or run), STATES)
@@ -255,7 +261,7 @@ def _sample_q(run: Path, result: dict, weight: float) -> Float[np.ndarray, "acti
     @eqx.filter_vmap
     def q(learners: Learners) -> tuple[Float[Array, "actions state"], Int[Array, "weights state"]]:
         weights = [jnp.full(len(batch.obs), w) for w in (0.0, weight)]
-        how = {"goal": batch.goal, "steps": result["denoise_steps"]}
+        how = {"goal": batch.goal, "steps": result.denoise_steps}
         sample = partial(sample_actions, METHODS[GUIDED], learners, batch.obs, noise, **how)
         sampled, counts = zip(*map(sample, weights), strict=True)
         critic = learners["critic"].bind(batch.obs, batch.goal)
@@ -334,8 +340,8 @@ def _curve(axes: Axes, lines: Sequence[dict], name: str) -> None:
     _tidy(axes)
 
 
-def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
-    data, counts = record["data"], result["episodes"]
+def _facts(page: Page, run: Path, record: dict, result: Evaluation) -> None:
+    data, counts = record["data"], result.episodes
     try:
         source = intact_source(record)
         rows = {s: sum(shard.rows for shard in source.split(s)) for s in ("train", "val")}
@@ -350,10 +356,10 @@ def _facts(page: Page, run: Path, record: dict, result: dict) -> None:
         "Data": f"{data['name']}: {size}",
         "Data, SHA-256": "; ".join(hashes),
         "Run": str(run),
-        "Checkpoint": f"step {result['checkpoint']:,}",
-        **({} if result["critic"] is None else {"Critic": _critic(result)}),
-        "Training seeds": ", ".join(map(str, result["training_seeds"])),
-        "Evaluation": f"seed {result['seed']}; for every weight and training seed "
+        "Checkpoint": f"step {result.checkpoint:,}",
+        **({} if result.critic is None else {"Critic": _critic(result)}),
+        "Training seeds": ", ".join(map(str, result.training_seeds)),
+        "Evaluation": f"seed {result.seed}; for every weight and training seed "
         f"{counts['tune']} tune and {counts['test']} test episodes",
         "Trained on": record["device"],
         "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
@@ -381,11 +387,11 @@ def _settings(config: dict) -> dict:
     return rest | {k: v for hyper in config["hyper"].values() for k, v in hyper.items()}
 
 
-def _critic(result: dict) -> str:
-    return f"of {result['critic']}, step {result['critic_checkpoint']:,}"
+def _critic(result: Evaluation) -> str:
+    return f"of {result.critic}, step {result.critic_checkpoint:,}"
 
 
-def _commands(run: Path, record: dict, result: dict, source: Source | None) -> list[str]:
+def _commands(run: Path, record: dict, result: Evaluation, source: Source | None) -> list[str]:
     """Return the command lines from nothing to this page."""
     folder = record["data"]["folder"]
     commands = []
@@ -411,26 +417,26 @@ def _commands(run: Path, record: dict, result: dict, source: Source | None) -> l
     options |= {"reward": fields.reward} if fields.reward else {}
     obs = ["--obs", *fields.obs] if fields.obs else []
     commands.append(["qgf", "train", *_flags(options | changes[preset]), *obs])
-    methods = [name for name in result["methods"] if name not in (CLONED, GUIDED, BEST_OF)]
+    methods = [name for name in result.methods if name not in (CLONED, GUIDED, BEST_OF)]
     evaluation = ["qgf", "eval", str(run)]
     evaluation += ["--method", GUIDED, *methods] if methods else []
     evaluation.append("--weights")
-    evaluation += [str(row["weight"]) for row in result["methods"][GUIDED]["settings"]]
-    steps = result["denoise_steps"]
+    evaluation += [str(row.weight) for row in result.methods[GUIDED].settings]
+    steps = result.denoise_steps
     evaluation += [] if steps is None else ["--denoise-steps", str(steps)]
-    evaluation += [] if result["critic"] is None else ["--critic", result["critic"]]
+    evaluation += [] if result.critic is None else ["--critic", result.critic]
     if _best_of(result):
-        evaluation += ["--best-of", *(str(row["samples"]) for row in _best_of(result))]
-    counts = result["episodes"]
+        evaluation += ["--best-of", *(str(row.samples) for row in _best_of(result))]
+    counts = result.episodes
     options = {"episodes": counts["test"], "tune_episodes": counts["tune"]}
-    options |= {"seed": result["seed"], "checkpoint": result["checkpoint"]}
+    options |= {"seed": result.seed, "checkpoint": result.checkpoint}
     commands.append([*evaluation, *_flags(options)])
     commands.append(["qgf", "report", str(run)])
     return [shlex.join(command) for command in commands]
 
 
-def _best_of(result: dict) -> list[dict]:
-    return result["methods"].get(BEST_OF, {"settings": []})["settings"]
+def _best_of(result: Evaluation) -> tuple[SettingResult, ...]:
+    return result.methods[BEST_OF].settings if BEST_OF in result.methods else ()
 
 
 def _flags(options: dict) -> list[str]:

@@ -1,10 +1,5 @@
 """What a run is: its record, checkpoints and logs, and the training that makes it."""
 
-from qgf.run._evaluation import (
-    choose as choose,
-    read_evaluation as read_evaluation,
-    write_evaluation as write_evaluation,
-)
 from qgf.run._record import kinds_to_train as kinds_to_train
 from qgf.run._update import (
     Fixed as Fixed,
@@ -25,6 +20,16 @@ from qgf.run.checkpoint import (
     load_record as load_record,
     of_seed as of_seed,
     read_config as read_config,
+)
+from qgf.run.evaluation import (
+    SUCCESS as SUCCESS,
+    Evaluation as Evaluation,
+    Figures as Figures,
+    MethodResult as MethodResult,
+    SettingResult as SettingResult,
+    choose as choose,
+    read_evaluation as read_evaluation,
+    write_evaluation as write_evaluation,
 )
 from qgf.run.run import Run as Run
 from qgf.run.trainer import TrainingInterrupted as TrainingInterrupted, train as train
