@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from qgf.errors import UserError, nearest
+from qgf.errors import UserError, first_line, nearest
 
 
 def import_function(name: str) -> Callable:
@@ -18,9 +18,10 @@ def import_function(name: str) -> Callable:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
-            f"cannot import {module_name!r} of {name!r}: {type(error).__name__}: {error}"
+            f"cannot import {module_name!r} of {name!r}: {type(error).__name__}: "
+            f"{first_line(error)}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

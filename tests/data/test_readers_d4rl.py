@@ -114,23 +114,6 @@ def test_a_dictionary_is_joined_in_the_order_asked_for():
     assert chosen.observation[0].tolist() == [0, 1, 1, 1, 1]
 
 
-@WAYS
-def test_fields_of_different_lengths(way, tmp_path):
-    arrays = steps()
-    arrays["rewards"] = arrays["rewards"][:-1]
-    with pytest.raises(UserError, match=r"different lengths: .*rewards \(8,\)"):
-        way(tmp_path, arrays)
-
-
-@WAYS
-def test_no_end_of_an_episode(way, tmp_path):
-    arrays = steps()
-    arrays["terminals"] &= False
-    arrays["timeouts"] &= False
-    with pytest.raises(UserError, match="no mark of an end of an episode in terminals or timeouts"):
-        way(tmp_path, arrays)
-
-
 def test_what_has_no_row_for_every_action_is_left_alone(tmp_path):
     recording = as_hdf5(tmp_path, {**steps(), "limits": np.zeros(4)})
     assert "no row for every action" in recording.refused["limits"]
@@ -149,11 +132,3 @@ def test_layouts_that_cannot_be_told_apart_must_be_named(tmp_path):
     # OGBench's last rows are observations; D4RL's are actions like any other.
     assert open_recording(f"ogbench:{path}").trajectories().lengths.tolist() == [2, 3, 1]
     assert open_recording(f"d4rl:{path}").trajectories().lengths.tolist() == [3, 4, 2]
-
-
-def test_a_damaged_file(tmp_path):
-    as_hdf5(tmp_path, steps())
-    path = tmp_path / "data.hdf5"
-    path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(UserError, match="cannot be read"):
-        open_recording(path)

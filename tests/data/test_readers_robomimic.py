@@ -116,21 +116,6 @@ def test_without_rewards_there_is_imitation(write):
     assert recording.rewards() == ("module:function",)
 
 
-def test_a_field_that_changes_its_shape(write):
-    wide = {f"data__demo_4__{name}__eef": np.zeros((2, 7)) for name in ("obs", "next_obs")}
-    with pytest.raises(UserError, match=r"obs/eef changes its shape.*\(7,\) in data/demo_4"):
-        open_recording(write(**wide)).trajectories()
-    wide.pop("data__demo_4__next_obs__eef")
-    with pytest.raises(UserError, match="do not fit together in /data/demo_4"):
-        open_recording(write(**wide)).trajectories()
-
-
-def test_fields_of_different_lengths(write):
-    path = write(data__demo_4__rewards=np.zeros(5))
-    with pytest.raises(UserError, match="data/demo_4 has 2 actions, but rewards"):
-        open_recording(path).trajectories()
-
-
 def test_a_field_that_some_episodes_lack(write):
     path = write()
     with h5py.File(path, "a") as file:

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from qgf.data.inspection import missing_for_critic
 from qgf.data.manifest import Shard, Split
 from qgf.data.readers import Fields, open_recording, split_episodes, split_format
 from qgf.data.trajectories import Trajectories
@@ -38,7 +39,8 @@ class Recorded:
         self.rewarded = episodes.reward is not None
         self.rewards = "none"
         if self.rewarded:
-            self.rewards = fields.reward or recording.reward or "those of the data"
+            used = fields.reward or recording.reward or "those of the data"
+            self.rewards = "; ".join([used, *missing_for_critic(episodes)])
         self.widths = episodes.observation.shape[1], episodes.action.shape[1]
         digest, name = self._digest(), split_format(path)[1].name
         self._shards = {

@@ -125,11 +125,13 @@ def train(
     """
     check_seeds(seeds)
     out = Path(out)
-    with locked(out):
+    with locked(out), contextlib.ExitStack() as undo:
         step = find_start(out, resume)
         fields = fields or Fields()
         if isinstance(data, Recording):
             data, fields = _kept(data, fields, out, step), Fields()
+            if not step:
+                undo.callback(shutil.rmtree, data)
         data = Path(data)
         task = find_task(env)
         source = task.open(data, fields, sparse=config.sparse_rewards)
@@ -150,8 +152,9 @@ def train(
             check_same(out, record)
         check_memory(record["learners"], spec, config, jnp.asarray(seeds))
         rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
-        # All that can be wrong shows itself here, before anything is written.
+        # All that can be wrong shows itself here, before anything is written to stay.
         rotating = itertools.chain([next(rotating)], rotating)
+        undo.pop_all()
         if not step:
             clear(out)
         with started(logger, out, record) as send:

@@ -125,7 +125,12 @@ def _told(task: Task, what: str) -> Iterator[None]:
         ) from error
 
 
-def _seen(task: Task, obs: np.ndarray, reward: float = 0.0) -> np.ndarray:
+def _seen(task: Task, env: Any, obs: np.ndarray, reward: float = 0.0) -> np.ndarray:
+    if obs.shape != env.observation_space.shape:
+        raise UserError(
+            f"the environment of {task.name} gives observations of shape {obs.shape}, but its "
+            f"space says {env.observation_space.shape}; make them the same"
+        )
     if not np.isfinite(obs).all() or not np.isfinite(reward):
         raise UserError(f"the environment of {task.name} gives NaN or infinity")
     return obs.astype(np.float32)
@@ -134,7 +139,7 @@ def _seen(task: Task, obs: np.ndarray, reward: float = 0.0) -> np.ndarray:
 def _reset(task: Task, env: Any, kwargs: dict[str, Any]) -> Reply:
     with _told(task, "reset"):
         obs, info = env.reset(**kwargs)
-        return Reply(_seen(task, obs), goal=info.get("goal"))
+        return Reply(_seen(task, env, obs), goal=info.get("goal"))
 
 
 def _act(task: Task, env: Any, actions: np.ndarray) -> Reply:
@@ -153,7 +158,7 @@ def _act(task: Task, env: Any, actions: np.ndarray) -> Reply:
                 break
     done = bool(terminated or truncated)
     success = None if solved[-1] is None else any(solved)
-    return Reply(_seen(task, obs, total), total, length, done, success)
+    return Reply(_seen(task, env, obs, total), total, length, done, success)
 
 
 def _render(env: Any, kwargs: dict[str, Any]) -> np.ndarray:

@@ -58,10 +58,11 @@ class GymnasiumTask(Task):
             env = self._made(**kwargs)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{self.name} makes no environment: {first_line(error)}") from None
         if not isinstance(env, gymnasium.Env):
-            raise UserError(f"{self.name} gave {type(env).__name__}, not a gymnasium.Env")
+            kind = type(env).__name__
+            raise UserError(f"{self.name} gave {kind}, not a gymnasium.Env; let it return one")
         _check_spaces(self.name, env)
         try:
             env = _Vector(env, self._obs)
@@ -148,13 +149,14 @@ class NoTask(Task):
 
 def _check_spaces(name: str, env: gymnasium.Env) -> None:
     boxes = gymnasium.spaces.Box
-    if not isinstance(env.action_space, boxes):
-        kind = type(env.action_space).__name__
+    action, observation = (
+        getattr(env, f"{what}_space", None) for what in ("action", "observation")
+    )
+    if not isinstance(action, boxes):
+        kind = type(action).__name__
         raise UserError(f"{name} has {kind} actions; a flow policy needs continuous ones (Box)")
-    if env.action_space.dtype.kind != "f":
-        raise UserError(
-            f"{name} has actions of {env.action_space.dtype}; a flow policy needs real numbers"
-        )
-    if not isinstance(env.observation_space, boxes | gymnasium.spaces.Dict):
-        kind = type(env.observation_space).__name__
+    if action.dtype.kind != "f":
+        raise UserError(f"{name} has actions of {action.dtype}; a flow policy needs real numbers")
+    if not isinstance(observation, boxes | gymnasium.spaces.Dict):
+        kind = type(observation).__name__
         raise UserError(f"{name} has {kind} observations; they must be a Box, or a Dict of them")

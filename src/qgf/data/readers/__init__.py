@@ -57,22 +57,23 @@ def open_recording(path: str | Path) -> Recording:
     """
     named, path = split_format(path)
     readers = {named: READERS[named]} if named else READERS
-    with reading(path):
-        if not path.exists():
-            raise UserError(f"{path} does not exist")
-        _check_ending(path)
-        found = [name for name, reader in readers.items() if reader.fits(path)]
-    if len(found) > 1:
-        both = "; ".join(f"{name}: {READERS[name].what}" for name in found)
-        raise UserError(f"{path} fits several formats ({both}); say which it is: {found[0]}:{path}")
-    if not found:
-        every = "; ".join(f"{name}: {reader.what}" for name, reader in readers.items())
-        raise UserError(f"{path} is of no format that qgf reads ({every})")
     try:
         with reading(path):
-            return READERS[found[0]].read(path)
+            if not path.exists():
+                raise UserError(f"{path} does not exist")
+            _check_ending(path)
+            found = [name for name, reader in readers.items() if reader.fits(path)]
+            if len(found) == 1:
+                return READERS[found[0]].read(path)
+            content = [e.name for e in path.iterdir()] if path.is_dir() else d4rl.columns(path)
     except MemoryError as error:
         raise UserError(f"{path} does not fit into memory ({error}), or is damaged") from None
+    what = "; ".join(f"{name}: {READERS[name].what}" for name in found or readers)
+    if found:
+        named = " or ".join(f"{name}:{path}" for name in found)
+        raise UserError(f"{path} fits several formats ({what}); say which it is: {named}")
+    held = ", ".join(sorted(content)[:20]) or "nothing that qgf knows"
+    raise UserError(f"{path} is of no format that qgf reads ({what}); it holds {held}")
 
 
 def split_format(path: str | Path) -> tuple[str, Path]:
@@ -90,5 +91,8 @@ def _check_ending(path: Path) -> None:
     """Raise UserError if a file is of another format than its name says."""
     expected, found = ENDINGS.get(path.suffix.lower()), file_kind(path)
     if path.is_file() and expected not in (None, found):
-        what = f"it is {found}" if found else "it begins like no format of arrays"
+        what = f"it is {found}; rename it"
+        if found is None:
+            strange = "begins like no format of arrays" if path.stat().st_size else "is empty"
+            what = f"it {strange}; get it again"
         raise UserError(f"{path} is not {expected}, as its name says: {what}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qgf.data.readers._layout import damaged, lay_out, optional
+from qgf.data.readers._layout import ends_of, followed, lay_out, optional, undamaged
 from qgf.data.readers._recording import Column
 from qgf.errors import UserError
 
@@ -28,12 +28,8 @@ def hdf5_file(path: Path, extra: str) -> Iterator[Any]:
         UserError: h5py is missing, or the file cannot be read.
     """
     h5py = optional("h5py", extra, path)
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    # As which of these h5py tells what is damaged depends on where it is.
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise damaged(path, error) from None
+    with undamaged(path), h5py.File(path, "r") as file:
+        yield file
 
 
 class Stored(NamedTuple):
@@ -44,13 +40,13 @@ class Stored(NamedTuple):
 
 
 def leaves(group: Any, prefix: str = "") -> dict[str, Stored]:
-    """Return every data set below a group, by its path from there.
+    """Return every data set below a group, by its path from there; a data set has none.
 
     Raises:
         UserError: one claims to be larger than what it keeps can be, compressed or not.
     """
     found = {}
-    for name, value in group.items():
+    for name, value in getattr(group, "items", list)():
         if hasattr(value, "shape"):
             if value.nbytes > PLAIN + PACKED * value.id.get_storage_size():
                 raise UserError(
@@ -108,21 +104,15 @@ class Episodes:
         """Return a field; `after` is the one that holds the states after each of its rows."""
 
         def read() -> np.ndarray:
-            with hdf5_file(self._path, self._extra) as file:
-                parts = [(group, self._rows(file[group], name, after)) for group in self._groups]
-            return lay_out(str(self._path), name, parts, self.lengths)
+            rows = self._rows(name)
+            if after is None:
+                return rows
+            return followed(str(self._path), name, rows, self._rows(after), last)
 
-        stored = self.first[name]
-        return Column((int((self.lengths + 1).sum()), *stored.shape[1:]), stored.dtype, read)
+        last, stored = ends_of(self.lengths), self.first[name]
+        return Column((len(last), *stored.shape[1:]), stored.dtype, read)
 
-    def _rows(self, group: Any, name: str, after: str | None) -> np.ndarray:
-        rows = group[name][()]
-        if after is None:
-            return rows
-        following = group[after][()]
-        if following.shape != rows.shape:
-            raise UserError(
-                f"{self._path}: {name} of shape {rows.shape} and {after} of shape "
-                f"{following.shape} do not fit together in {group.name}"
-            )
-        return np.concatenate([rows, following[-1:]])
+    def _rows(self, name: str) -> np.ndarray:
+        with hdf5_file(self._path, self._extra) as file:
+            parts = [(group, file[group][name][()]) for group in self._groups]
+        return lay_out(str(self._path), name, parts, self.lengths)

@@ -1,14 +1,15 @@
 """From the layouts of files to one row per step and one more per episode."""
 
+import contextlib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from qgf.errors import UserError
+from qgf.errors import UserError, first_line
 
 MAGIC = {b"PK\3\4": "npz", b"\x89HDF": "HDF5", b"PAR1": "Parquet", b"ARRO": "Arrow"}
 """what a file begins with"""
@@ -42,33 +43,61 @@ def lay_out(
             last is missing, it is the one before again.
 
     Raises:
-        UserError: an episode has another number of rows, or rows of another shape than the first.
+        UserError: an episode has another number of rows than n or n + 1, whichever the first has,
+            or rows of another shape.
     """
-    arrays, shape = [], None
+    arrays, more = [], (0, 1)
     for (place, array), length in zip(parts, lengths, strict=True):
-        if array.ndim == 0 or len(array) not in (length, length + 1):
+        if array.shape[:1] not in [(length + rows,) for rows in more]:
+            belong = " or ".join(str(length + rows) for rows in more)
             raise UserError(
                 f"{source} has fields of different lengths: {place} has {length} actions, but "
-                f"{name} of shape {array.shape}"
+                f"{name} of shape {array.shape}, where {belong} rows belong"
             )
-        shape = array.shape[1:] if shape is None else shape
-        if array.shape[1:] != shape:
+        more = (len(array) - length,)
+        arrays.append((place, array))
+    same_shape(f"{source}: {name}", [(place, array.shape[1:]) for place, array in arrays])
+    again = slice(-1, None) if more == (0,) else slice(0)
+    return np.concatenate([part for _, array in arrays for part in (array, array[again])])
+
+
+def same_shape(name: str, shapes: list[tuple[object, tuple[int, ...]]]) -> tuple[int, ...]:
+    """Return the shape of a field's rows, which is given for every place that holds some.
+
+    Raises:
+        UserError: it is not the same in all of them.
+    """
+    first, shape = shapes[0]
+    for place, other in shapes:
+        if other != shape:
             raise UserError(
-                f"{source}: {name} changes its shape: {shape} in the first episode, "
-                f"{array.shape[1:]} in {place}"
+                f"{name} changes its shape: {shape} in {first}, {other} in {place}; give all rows "
+                "one shape, or choose other fields"
             )
-        arrays.append(array)
-        if len(array) == length:
-            arrays.append(array[-1:])
-    return np.concatenate(arrays)
+    return shape
 
 
-def split_steps(
-    array: Shaped[np.ndarray, "step ..."], lengths: Int[np.ndarray, " episode"]
-) -> list[tuple[str, Shaped[np.ndarray, "_ ..."]]]:
-    """Return the parts that `lay_out` takes, of an array that holds one row for every action."""
-    pieces = np.split(array, np.cumsum(lengths)[:-1])
-    return [(f"episode {number}", piece) for number, piece in enumerate(pieces)]
+def with_ends(
+    steps: Shaped[np.ndarray, "step ..."], last: Bool[np.ndarray, " row"]
+) -> Shaped[np.ndarray, "row ..."]:
+    """Lay out one row for every action; the last of an episode is the one before again."""
+    return steps[np.arange(len(last)) - np.cumsum(last)]
+
+
+def followed(
+    source: str,
+    name: str,
+    rows: Shaped[np.ndarray, "row ..."],
+    after: Shaped[np.ndarray, "_ ..."],
+    last: Bool[np.ndarray, " row"],
+) -> Shaped[np.ndarray, "row ..."]:
+    """Return a field whose last rows are those of what came after. UserError if these differ."""
+    if after.shape != rows.shape or after.dtype.kind not in "biuf":
+        raise UserError(
+            f"{source}: {name} has rows of shape {rows.shape[1:]}, but what followed them is of "
+            f"shape {after.shape[1:]} and {after.dtype}; mend it or leave it out"
+        )
+    return np.where(last.reshape(-1, *[1] * (rows.ndim - 1)), after, rows)
 
 
 def optional(module: str, extra: str, path: Path) -> ModuleType:
@@ -82,7 +111,18 @@ def optional(module: str, extra: str, path: Path) -> ModuleType:
         ) from None
 
 
-def damaged(path: Path, error: Exception) -> UserError:
-    """Return what is said of a file that cannot be read."""
-    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or repr(error)
-    return UserError(f"{path} cannot be read ({reason}); it is damaged or cut off")
+@contextlib.contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Make a UserError of what a library raises in the block, where a file is damaged.
+
+    As which error it shows depends on where the damage is.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(
+            f"{path} cannot be read ({reason}); it is damaged or cut off: get it again"
+        ) from None

@@ -14,7 +14,7 @@ from qgf.errors import UserError, nearest
 # By NumPy's letter for them.
 REFUSED_KINDS = {
     "c": "complex numbers",
-    "O": "objects",
+    "O": "objects, as rows of different shapes are",
     "U": "text",
     "S": "text",
     "T": "text",
@@ -41,6 +41,8 @@ class Fields:
 
 
 DEFAULTS = Fields()
+ROLES = ("action", "reward", "success", "goal", "achieved")
+"""what fields of a recording are called by name"""
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,17 @@ class Recording:
         Raises:
             UserError: there is none of that name, or it is not of finite real numbers.
         """
-        array = self.column(name)
+        recorded = self.column(name)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity
-            array = np.ascontiguousarray(array.reshape(len(array), -1), np.float32)
+            array = np.ascontiguousarray(recorded.reshape(len(recorded), -1), np.float32)
         bad = ~np.isfinite(array).all(axis=1)
         if bad.any():
+            first = bad.argmax()
+            finite = np.isfinite(recorded[first]).all()
+            what = "numbers too large for float32" if finite else "NaN or infinity"
             raise UserError(
-                f"{self.source} has NaN or infinity in {name}, first in {self.place(bad.argmax())}"
+                f"{self.source} has {what} in {name}, first in {self.place(first)}; mend or remove "
+                "that episode, or choose other fields"
             )
         return array
 
@@ -225,24 +231,35 @@ class Recording:
 
     def _observation(self, names: tuple[str, ...]) -> Float[np.ndarray, "row obs"]:
         if not names:
-            raise UserError(
-                f"{self.source} does not say what the observation is; name it with --obs. "
-                f"There are: {', '.join(self.columns)}"
-            )
+            raise self._unsaid("observation", "obs")
         arrays = [self.numbers(name) for name in names]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
     def _action(self, name: str | None) -> Float[np.ndarray, "row action"]:
         if name is None:
-            raise UserError(
-                f"{self.source} does not say what the action is; name it with --action. "
-                f"There are: {', '.join(self.columns)}"
-            )
+            raise self._unsaid("action", "action")
         if name in self.columns and self.columns[name].dtype.kind == "b":
             raise UserError(
                 f"{self.source}: {name} is of bool; an action must be an amount, not a choice"
             )
         return self.numbers(name)
+
+    def _unsaid(self, what: str, option: str) -> UserError:
+        unfit = "".join(f"; {name} cannot be used: {why}" for name, why in self.refused.items())
+        return UserError(
+            f"{self.source} does not say what the {what} is; name it with --{option}. There are: "
+            f"{', '.join(self.columns)}{unfit}"
+        )
+
+
+def one_per_row(source: str, name: str, column: Column) -> Shaped[np.ndarray, " row"]:
+    """Read a field that has one number per row. UserError if it has something else."""
+    if column.dtype.kind not in "biuf" or np.prod(column.shape[1:]) != 1:
+        raise UserError(
+            f"{source}: {name} of type {column.dtype} and shape {column.shape} has not one number "
+            "per row; mend it or leave it out"
+        )
+    return column.read().reshape(-1)
 
 
 def held_out(episodes: "Recording | Trajectories") -> Int[np.ndarray, " chosen"]:
@@ -268,6 +285,8 @@ def split_episodes(recording: Recording) -> dict[str, Int[np.ndarray, " chosen"]
 def with_columns(recording: Recording, columns: Mapping[str, Column]) -> Recording:
     """Return the recording with those of the columns that are of numbers, and why others are not.
 
+    Of the names it calls its fields by, those that there are remain.
+
     Raises:
         UserError: a column has another number of rows than the episodes.
     """
@@ -280,8 +299,13 @@ def with_columns(recording: Recording, columns: Mapping[str, Column]) -> Recordi
         elif column.shape[:1] != recording.last.shape:
             raise UserError(
                 f"{recording.source} has fields of different lengths: {name} of shape "
-                f"{column.shape}, where the episodes have {len(recording.last):,} rows"
+                f"{column.shape}, where the episodes have {len(recording.last):,} rows; each "
+                "needs as many"
             )
         else:
             usable[name] = column
-    return dataclasses.replace(recording, columns=usable, refused={**refused, **recording.refused})
+    refused |= recording.refused
+    absent = {r: None for r in ROLES if getattr(recording, r) not in {**usable, **refused}}
+    observation = tuple(name for name in recording.observation if name in usable)
+    changed = {**absent, "observation": observation or recording.observation}
+    return dataclasses.replace(recording, columns=usable, refused=refused, **changed)

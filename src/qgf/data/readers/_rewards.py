@@ -41,7 +41,7 @@ def labels(recording: Recording, reward: str | None) -> Labels:
             return Labels(None, recording.terminated)
     if reward in RULES:
         return RULES[reward](recording, _solved(recording, reward))
-    if reward in recording.columns:
+    if reward in {**recording.columns, **recording.refused}:
         return Labels(recording.of_action(reward), recording.terminated)
     if ":" in reward:
         return _by_function(recording, reward)

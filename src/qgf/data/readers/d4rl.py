@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from numpy.typing import ArrayLike
 
 from qgf.data.readers._hdf5 import hdf5_file, leaves
-from qgf.data.readers._layout import ends_of, file_kind, lay_out, split_steps
+from qgf.data.readers._layout import ends_of, file_kind, followed, with_ends
 from qgf.data.readers._npz import npz_columns
-from qgf.data.readers._recording import Column, Recording, with_columns
-from qgf.errors import UserError
+from qgf.data.readers._recording import Column, Recording, one_per_row, with_columns
+from qgf.errors import UserError, first_line
 
-REQUIRED = {"observations", "actions", "rewards", "terminals"}
 SUCCESS = ("success", "infos/success", "is_success", "infos/is_success")
+STEPS = ("observations", "actions", "rewards")
 MARKS = ("terminals", "timeouts")
 NEXT = "next_observations"
 EXTRA = "robomimic"
@@ -26,26 +26,26 @@ EXTRA = "robomimic"
 
 def fits(path: Path) -> bool:
     """Whether it is a file of these arrays."""
-    names = _columns(path).keys()
-    if "masks" in names:  # OGBench's own, which come with its rewards
-        return False
-    return names >= REQUIRED or names >= {"observations", "actions", *MARKS}
+    names = columns(path).keys()
+    # Terminals alone are OGBench's, and so are masks, which come with its rewards.
+    own = "masks" not in names and (names & {"rewards", "timeouts"} or "terminals" not in names)
+    return names >= {"observations", "actions"} and bool(own)
 
 
 def read(path: Path) -> Recording:
     """Read a file. UserError if it is damaged, or its arrays do not belong together."""
-    return _recording(str(path), (path,), _columns(path))
+    return _recording(str(path), (path,), columns(path))
 
 
 def from_arrays(
-    observations: np.ndarray | Mapping[str, np.ndarray],
-    actions: np.ndarray,
+    observations: ArrayLike | Mapping[str, ArrayLike],
+    actions: ArrayLike,
     *,
-    rewards: np.ndarray | None = None,
-    terminals: np.ndarray | None = None,
-    timeouts: np.ndarray | None = None,
-    next_observations: np.ndarray | None = None,
-    **more: np.ndarray,
+    rewards: ArrayLike | None = None,
+    terminals: ArrayLike | None = None,
+    timeouts: ArrayLike | None = None,
+    next_observations: ArrayLike | None = None,
+    **more: ArrayLike,
 ) -> Recording:
     """Return a recording of arrays in memory, which have one row for every action.
 
@@ -62,27 +62,24 @@ def from_arrays(
     Raises:
         UserError: the arrays do not belong together, or nothing marks an episode's end.
     """
-    own = {
-        "actions": actions,
-        "rewards": rewards,
-        "terminals": terminals,
-        "timeouts": timeouts,
-        "next_observations": next_observations,
-        **more,
-    }
+    own = {"observations": observations}
     if isinstance(observations, Mapping):
-        own |= {f"observations/{key}": array for key, array in observations.items()}
-    else:
-        own |= {"observations": observations}
-    arrays = {name: np.asarray(array) for name, array in own.items() if array is not None}
-    columns = {
-        name: Column(array.shape, array.dtype, lambda array=array: array)
-        for name, array in arrays.items()
-    }
-    return _recording("the arrays", (), columns)
+        own = {f"observations/{key}": array for key, array in observations.items()}
+    own |= {"actions": actions, "rewards": rewards, "terminals": terminals, "timeouts": timeouts}
+    own |= {NEXT: next_observations, **more}
+    given = {name: _in_memory(name, each) for name, each in own.items() if each is not None}
+    return _recording("the arrays", (), given)
 
 
-def _columns(path: Path) -> dict[str, Column]:
+def _in_memory(name: str, value: object) -> Column:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} cannot be made an array: {first_line(error)}") from None
+    return Column(array.shape, array.dtype, lambda: array)
+
+
+def columns(path: Path) -> dict[str, Column]:
     """Return all arrays of a file as they lie there; none if it is of another kind."""
     kind = file_kind(path)
     if kind == "npz":
@@ -103,36 +100,32 @@ def _read(path: Path, name: str) -> np.ndarray:
 
 def _recording(source: str, files: tuple[Path, ...], steps: Mapping[str, Column]) -> Recording:
     """Lay out fields that have one row for every action."""
-    known = {name: steps[name] for name in (*REQUIRED, *MARKS, NEXT) if name in steps}
-    rows = {name: column.shape[:1] for name, column in sorted(known.items())}
-    if len(set(rows.values())) > 1 or () in rows.values():
+    known = {name: steps[name] for name in (*STEPS, *MARKS, NEXT) if name in steps}
+    rows = {column.shape[:1] for column in known.values()}
+    if len(rows) > 1 or () in rows:
         said = ", ".join(f"{name} {column.shape}" for name, column in sorted(known.items()))
-        raise UserError(f"{source} has fields of different lengths: {said}")
-    marks = {name: _mark(source, name, steps[name]) for name in MARKS if name in steps}
-    ended = np.logical_or.reduce([*marks.values()]) if marks else np.zeros(0, bool)
-    if not ended.any():
+        raise UserError(
+            f"{source} has fields of different lengths: {said}; each needs a row per action"
+        )
+    marks = {n: one_per_row(source, n, steps[n]) != 0 for n in MARKS if n in steps}
+    stops = np.flatnonzero(np.any([*marks.values()], axis=0))
+    if not len(stops):
         raise UserError(
             f"{source} has no mark of an end of an episode in {' or '.join(MARKS)}; "
             "mark the last step of every episode in timeouts"
         )
-    stops = np.flatnonzero(ended)
-    if stops[-1] != len(ended) - 1:
-        stops = np.append(stops, len(ended) - 1)
-    lengths = np.diff(np.concatenate([[-1], stops]))
-    last = ends_of(lengths)
-
-    def laid_out(name: str, array: np.ndarray) -> np.ndarray:
-        return lay_out(source, name, split_steps(array, lengths), lengths)
+    (rows,), ended = rows.pop(), marks.get("terminals")
+    last = ends_of(np.diff(np.union1d(stops, rows - 1), prepend=-1))
 
     def read_steps(name: str) -> np.ndarray:
-        array = laid_out(name, steps[name].read())
+        array = with_ends(steps[name].read(), last)
         if name == "observations" and NEXT in steps:
-            array[last] = steps[NEXT].read()[stops]
+            return followed(source, name, array, with_ends(steps[NEXT].read(), last), last)
         return array
 
     columns, refused = {}, {}
     for name, column in steps.items():
-        if column.shape[:1] != ended.shape:
+        if column.shape[:1] != (rows,):
             refused[name] = f"its shape, {column.shape}, has no row for every action"
         elif name not in (*MARKS, NEXT):
             shape = (len(last), *column.shape[1:])
@@ -147,22 +140,12 @@ def _recording(source: str, files: tuple[Path, ...], steps: Mapping[str, Column]
             last=last,
             observation=("observations",) if "observations" in columns else parts,
             action="actions",
-            reward="rewards" if "rewards" in columns else None,
+            reward="rewards",
             success=next((name for name in SUCCESS if name in columns), None),
             of_state=frozenset({"observations", *parts}).intersection(columns),
-            terminated=laid_out("terminals", marks["terminals"]) & ~last
-            if "terminals" in marks
-            else None,
+            terminated=None if ended is None else with_ends(ended, last) & ~last,
             unseen=None if NEXT in steps else last,
             refused=refused,
         ),
         columns,
     )
-
-
-def _mark(source: str, name: str, column: Column) -> Bool[np.ndarray, " step"]:
-    if column.dtype.kind not in "biuf" or np.prod(column.shape[1:]) != 1:
-        raise UserError(
-            f"{source}: {name} of type {column.dtype} and shape {column.shape} is no mark per step"
-        )
-    return column.read().reshape(-1) != 0

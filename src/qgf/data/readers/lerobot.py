@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from qgf.data.readers._arrow import as_numpy, number_type, read_column, schema
-from qgf.data.readers._layout import ends_of, lay_out, split_steps
-from qgf.data.readers._recording import Column, Recording, with_columns
+from qgf.data.readers._layout import ends_of, same_shape, with_ends
+from qgf.data.readers._recording import Column, Recording, one_per_row, with_columns
 from qgf.errors import UserError
 from qgf.files import check_form, read_json
 
@@ -58,9 +58,11 @@ def read(path: Path) -> Recording:
         raise UserError(f"{path} has no data/chunk-*/file-*.parquet; download it whole")
     lengths, numbers = _episodes(path, info, data)
     last = ends_of(lengths)
-    columns, refused = _columns(path, info, data, lengths)
-    columns |= _labels(path, about, lengths, numbers)
+    columns, refused = _columns(info, data, last)
+    columns |= _labels(path, about, numbers, last)
     success = next((name for name in SUCCESS if name in columns), None)
+    ends = [name for name in (success, "next.done") if name in columns]
+    marks = [one_per_row(str(path), name, columns[name]) != 0 for name in ends]
     of_state = frozenset(n for n in columns if n.startswith("observation") or n in COUNTERS)
     return with_columns(
         Recording(
@@ -70,11 +72,11 @@ def read(path: Path) -> Recording:
             columns={},
             last=last,
             observation=tuple(name for name in OBSERVATION if name in columns),
-            action="action" if "action" in columns else None,
-            reward="next.reward" if "next.reward" in columns else None,
+            action="action",
+            reward="next.reward",
             success=success,
             of_state=of_state,
-            terminated=_terminated(columns, success, last),
+            terminated=success and np.all(marks, axis=0) & ~last,
             unseen=last,
             validation=_validation(path, info, numbers),
             refused=refused,
@@ -115,17 +117,13 @@ def _steps(data: list[Path], name: str) -> np.ndarray:
         column = read_column(file, name, EXTRA)
         if column is None:
             raise UserError(f"{file} has no column {name!r}, which {INFO} lists")
-        arrays.append(as_numpy(column, name, EXTRA, file))
-        if arrays[-1].shape[1:] != arrays[0].shape[1:]:
-            raise UserError(
-                f"{name} changes its shape: {arrays[0].shape[1:]} in {data[0]}, "
-                f"{arrays[-1].shape[1:]} in {file}"
-            )
+        arrays.append(as_numpy(column, name, file))
+    same_shape(name, [(file, a.shape[1:]) for file, a in zip(data, arrays, strict=True)])
     return np.concatenate(arrays)
 
 
 def _columns(
-    path: Path, info: dict[str, Any], data: list[Path], lengths: Int[np.ndarray, " episode"]
+    info: dict[str, Any], data: list[Path], last: Bool[np.ndarray, " row"]
 ) -> tuple[dict[str, Column], dict[str, str]]:
     columns, refused = {}, {}
     kinds = schema(data[0], EXTRA)
@@ -134,25 +132,22 @@ def _columns(
             refused[name] = f"it is a camera's stream ({feature['dtype']})"
         elif name not in kinds:
             raise UserError(f"{data[0]} has no column {name!r}, which {INFO} lists")
-        elif (dtype := number_type(kinds[name], EXTRA, data[0])) is None:
+        elif (dtype := number_type(kinds[name])) is None:
             refused[name] = f"it is of {kinds[name]}, not of numbers"
         else:
-
-            def read(name: str = name) -> np.ndarray:
-                parts = split_steps(_steps(data, name), lengths)
-                return lay_out(str(path), name, parts, lengths)
-
             shape = tuple(feature["shape"])
-            shape = (int((lengths + 1).sum()), *(() if shape == (1,) else shape))
-            columns[name] = Column(shape, dtype, read)
+            shape = (len(last), *(() if shape == (1,) else shape))
+            columns[name] = Column(
+                shape, dtype, lambda name=name: with_ends(_steps(data, name), last)
+            )
     return columns, refused
 
 
 def _labels(
     path: Path,
     about: list[Path],
-    lengths: Int[np.ndarray, " episode"],
     numbers: Int[np.ndarray, " episode"],
+    last: Bool[np.ndarray, " row"],
 ) -> dict[str, Column]:
     """Return what was added about whole episodes, as outcomes of their last actions."""
     if not about:
@@ -164,30 +159,18 @@ def _labels(
         raise UserError(f"{path}: meta/episodes says nothing about episode {absent[0]}")
     columns = {}
     for name, kind in kinds.items():
-        dtype = number_type(kind, EXTRA, about[0])
+        dtype = number_type(kind)
         if "/" in name or name in OF_EPISODE or dtype is None:
             continue
 
         def read(name: str = name) -> np.ndarray:
             values = _steps(about, name)[[where[int(n)] for n in numbers]]
-            rows = np.zeros(int((lengths + 1).sum()), values.dtype)
-            rows[np.cumsum(lengths + 1) - 2] = values
+            rows = np.zeros(len(last), values.dtype)
+            rows[np.flatnonzero(last) - 1] = values
             return rows
 
-        shape = (int((lengths + 1).sum()),)
-        columns[f"episodes/{name}"] = Column(shape, dtype, read)
+        columns[f"episodes/{name}"] = Column(last.shape, dtype, read)
     return columns
-
-
-def _terminated(
-    columns: dict[str, Column], success: str | None, last: Bool[np.ndarray, " row"]
-) -> Bool[np.ndarray, " row"] | None:
-    if success is None:
-        return None
-    ended = columns[success].read() != 0
-    if "next.done" in columns:
-        ended &= columns["next.done"].read() != 0
-    return ended & ~last
 
 
 def _validation(

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from qgf.data.readers._arrow import as_numpy, number_type, read_column, struct_leaves
 from qgf.data.readers._hdf5 import Episodes, hdf5_file, numbered
 from qgf.data.readers._layout import ends_of, lay_out
-from qgf.data.readers._recording import Column, Recording, with_columns
+from qgf.data.readers._recording import Column, Recording, one_per_row, with_columns
 from qgf.errors import UserError
 from qgf.files import check_form, read_json
 
@@ -67,11 +67,12 @@ def read(path: Path) -> Recording:
             observation=tuple(
                 sorted((n for n in observed if len(columns[n].shape) < 4), key=order.index)
             ),
-            action="actions" if "actions" in {**columns, **refused} else None,
-            reward="rewards" if "rewards" in columns else None,
+            action="actions",
+            reward="rewards",
             success=next((name for name in SUCCESS if name in columns), None),
             of_state=of_state.intersection(columns),
-            terminated=None if terminated is None else (terminated.read() != 0) & ~last,
+            terminated=terminated
+            and (one_per_row(str(path), "terminations", terminated) != 0) & ~last,
             refused=refused,
         ),
         columns,
@@ -155,7 +156,7 @@ def _hdf5(folder: Path) -> Stored:
     with hdf5_file(path, EXTRA) as file:
         groups = numbered(file, "episode_")
         if not groups:
-            raise UserError(f"{path} holds no episodes")
+            raise UserError(f"{path} holds no episodes; download it whole")
         episodes = Episodes(path, EXTRA, file, groups, "rewards")
     lengths = episodes.lengths
     of_state = frozenset(n for n, rows in episodes.first.items() if rows.shape[0] == lengths[0] + 1)
@@ -169,26 +170,24 @@ def _tables(folder: Path, kind: str) -> Stored:
     episodes = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     files = [next(iter(sorted(p.glob(f"*.{kind}"))), p / f"part-0.{kind}") for p in episodes]
     if not files:
-        raise UserError(f"{folder} holds no episodes")
-    rows = [len(_field(file, "rewards", "rewards")) for file in files]
+        raise UserError(f"{folder} holds no episodes; download it whole")
+    rows = [len(_field(file, "rewards")) for file in files]
     if min(rows) < 2:
         raise UserError(f"{files[int(np.argmin(rows))]} has no steps; remove it")
     lengths = np.array(rows) - 1
     columns, refused = {}, {}
     for top in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
         for name, array in _fields(files[0], top).items():
-            if number_type(array.type, EXTRA, files[0]) is None:
+            if number_type(array.type) is None:
                 refused[name] = f"it is of {array.type}, not of numbers"
                 continue
 
-            def read(name: str = name, top: str = top) -> np.ndarray:
-                parts = (
-                    (f"episode {number}", as_numpy(_field(file, top, name), name, EXTRA, file))
-                    for number, file in enumerate(files)
-                )
+            def read(name: str = name) -> np.ndarray:
+                arrays = (as_numpy(_field(file, name), name, file) for file in files)
+                parts = ((f"episode {number}", array) for number, array in enumerate(arrays))
                 return lay_out(str(folder), name, parts, lengths)
 
-            sample = as_numpy(array, name, EXTRA, files[0])
+            sample = as_numpy(array, name, files[0])
             columns[name] = Column((sum(rows), *sample.shape[1:]), sample.dtype, read)
     of_state = frozenset(name for name in columns if name.startswith(("observations", "infos")))
     return [*files, folder / METADATA], lengths, columns, of_state, refused
@@ -196,13 +195,13 @@ def _tables(folder: Path, kind: str) -> Stored:
 
 def _fields(file: Path, top: str) -> dict[str, Any]:
     column = read_column(file, top, EXTRA)
-    return {} if column is None else struct_leaves(column, top, EXTRA, file)
+    return {} if column is None else struct_leaves(column, top)
 
 
-def _field(file: Path, top: str, name: str) -> Any:
-    fields = _fields(file, top)
+def _field(file: Path, name: str) -> Any:
+    fields = _fields(file, name.split("/")[0])
     if name not in fields:
-        raise UserError(f"{file} has no {name}")
+        raise UserError(f"{file} has no {name}; download it whole")
     return fields[name]
 
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from qgf.data.manifest import FILE, load_manifest, read_manifest
 from qgf.data.readers._layout import file_kind
-from qgf.data.readers._npz import npz_columns, read_npz_array
-from qgf.data.readers._recording import Column, Recording, with_columns
+from qgf.data.readers._npz import npz_columns, npz_joined
+from qgf.data.readers._recording import Column, Recording, one_per_row, with_columns
 from qgf.errors import UserError
 
-OF_ACTION = ("actions", "rewards", "masks", "terminals")
+OF_ACTION = ("actions", "rewards", "masks")
 
 
 def fits(path: Path) -> bool:
@@ -33,24 +33,25 @@ def read(path: Path) -> Recording:
         load_manifest(path)  # compares every file with its SHA-256
     files = _files(path)
     columns = {file: npz_columns(file) for file in files}
-    names = [n for n in columns[files[0]] if all(n in c for c in columns.values())]
-    marks = [_terminals(file) for file in files]
-    last = np.concatenate(marks)
+    marks = [_terminals(file, columns[file]) for file in files]
+    joined = npz_joined(columns)
+    del joined["terminals"]
+    masks = joined.get("masks")
     return with_columns(
         Recording(
             format="ogbench",
             source=str(path),
             files=(*files, path / FILE) if (path / FILE).exists() else tuple(files),
             columns={},
-            last=last,
+            last=np.concatenate(marks),
             observation=("observations",),
             action="actions",
-            reward="rewards" if "rewards" in names else None,
-            of_state=frozenset(names) - {*OF_ACTION},
-            terminated=_ended(files) if "masks" in names else None,
+            reward="rewards",
+            of_state=frozenset(joined) - {*OF_ACTION},
+            terminated=masks and one_per_row(str(path), "masks", masks) == 0,
             validation=_validation(files, marks),
         ),
-        {name: _joined(files, name, columns) for name in names if name != "terminals"},
+        joined,
     )
 
 
@@ -65,39 +66,21 @@ def _files(path: Path) -> list[Path]:
     return [path, beside] if beside.exists() else [path]
 
 
-def _terminals(path: Path) -> np.ndarray:
-    if "terminals" not in npz_columns(path):
+def _terminals(path: Path, columns: dict[str, Column]) -> np.ndarray:
+    if "terminals" not in columns:
         raise UserError(f"{path} is not of the same data: it has no 'terminals'")
-    last = read_npz_array(path, "terminals").reshape(-1) != 0
+    last = one_per_row(str(path), "terminals", columns["terminals"]) != 0
     if not last.any():
-        raise UserError(f"{path} has no mark of an end of an episode in its terminals")
+        raise UserError(
+            f"{path} has no mark of an end of an episode in its terminals; mark the last row of "
+            "every episode there"
+        )
     if not last[-1]:
-        raise UserError(f"{path} does not end with a terminal row; it is cut off")
+        raise UserError(f"{path} does not end with a terminal row; it is cut off: get it again")
     return last
-
-
-def _ended(files: list[Path]) -> np.ndarray:
-    masks = np.concatenate([read_npz_array(file, "masks").reshape(-1) for file in files])
-    return masks == 0
 
 
 def _validation(files: list[Path], marks: list[np.ndarray]) -> np.ndarray | None:
     counts = [int(last.sum()) for last in marks]
     is_val = np.repeat([bool(re.search(r"-val$", file.stem)) for file in files], counts)
     return np.flatnonzero(is_val) if 0 < is_val.sum() < len(is_val) else None
-
-
-def _joined(files: list[Path], name: str, columns: dict[Path, dict[str, Column]]) -> Column:
-    first = columns[files[0]][name]
-    for file in files:
-        if columns[file][name].shape[1:] != first.shape[1:]:
-            raise UserError(
-                f"{name} changes its shape: {first.shape[1:]} in {files[0]}, "
-                f"{columns[file][name].shape[1:]} in {file}"
-            )
-    rows = sum(columns[file][name].shape[0] for file in files)
-    return Column(
-        (rows, *first.shape[1:]),
-        first.dtype,
-        lambda: np.concatenate([columns[file][name].read() for file in files]),
-    )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qgf.data.readers._npz import npz_columns
-from qgf.data.readers._recording import Column, Fields, Recording, split_episodes, with_columns
+from qgf.data.readers._npz import npz_columns, npz_joined
+from qgf.data.readers._recording import Fields, Recording, one_per_row, split_episodes, with_columns
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 from qgf.files import atomic_open, check_form, locked, read_record, reading, sha256, write_record
@@ -49,11 +49,10 @@ def read(path: Path) -> Recording:
         with reading(file):
             if sha256(file) != entry["sha256"]:
                 raise UserError(f"{file} differs from what {FILE} recorded; convert it again")
-    columns = _joined(files)
+    columns = npz_joined({file: npz_columns(file) for file in files})
     counts = [entry["episodes"] for entry in record["files"]]
     is_val = np.repeat([entry["split"] == "val" for entry in record["files"]], counts)
-    usable = {name: column for name, column in columns.items() if name not in MARKS}
-    marks = {name: columns[name].read() for name in MARKS if name in columns}
+    marks = {n: one_per_row(str(path), n, columns.pop(n)) != 0 for n in MARKS if n in columns}
     return with_columns(
         Recording(
             format="qgf",
@@ -63,17 +62,17 @@ def read(path: Path) -> Recording:
             last=marks["last"],
             observation=("observation",),
             action="action",
-            reward="reward" if "reward" in usable else None,
-            success="success" if "success" in usable else None,
-            goal="goal" if "goal" in usable else None,
-            achieved="achieved" if "achieved" in usable else None,
-            of_state=frozenset(usable) - {*OF_ACTION},
+            reward="reward",
+            success="success",
+            goal="goal",
+            achieved="achieved",
+            of_state=frozenset(columns) - {*OF_ACTION},
             terminated=marks.get("terminated"),
             unseen=marks.get("unseen"),
             validation=np.flatnonzero(is_val),
             joined={"observation": tuple(record["source"].get("parts", ["observations"]))},
         ),
-        usable,
+        columns,
     )
 
 
@@ -127,15 +126,3 @@ def convert(recording: Recording, fields: Fields, folder: Path) -> dict[str, Tra
     }
     write(folder, parts, source)
     return parts
-
-
-def _joined(files: list[Path]) -> dict[str, Column]:
-    found = [npz_columns(file) for file in files]
-    return {
-        name: Column(
-            (sum(columns[name].shape[0] for columns in found), *column.shape[1:]),
-            column.dtype,
-            lambda name=name: np.concatenate([columns[name].read() for columns in found]),
-        )
-        for name, column in found[0].items()
-    }

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 
 from qgf.data.readers._hdf5 import Episodes, hdf5_file, numbered
 from qgf.data.readers._layout import ends_of, file_kind
-from qgf.data.readers._recording import Column, Recording, with_columns
+from qgf.data.readers._recording import Column, Recording, one_per_row, with_columns
 from qgf.errors import UserError
 
 EXTRA = "robomimic"
@@ -53,10 +53,10 @@ def read(path: Path) -> Recording:
             # Images are chosen by name; so wide, they are not the observation by default.
             observation=tuple(name for name in observed if len(columns[name].shape) < 3),
             action="actions",
-            reward="rewards" if "rewards" in columns else None,
-            success="rewards" if "rewards" in columns and not shaped else None,
+            reward="rewards",
+            success=None if shaped else "rewards",
             of_state=frozenset(after or observed),
-            terminated=None if shaped else _terminated(columns, last),
+            terminated=None if shaped else _terminated(path, columns, last),
             unseen=None if after else last,
             validation=validation,
             refused=episodes.refused,
@@ -74,10 +74,13 @@ def _shaped(path: Path, file: Any) -> bool:
         raise UserError(f"{path} is damaged: its env_args are not readable") from None
 
 
-def _terminated(columns: dict[str, Column], last: Bool[np.ndarray, " row"]) -> np.ndarray | None:
+def _terminated(
+    path: Path, columns: dict[str, Column], last: Bool[np.ndarray, " row"]
+) -> np.ndarray | None:
     if not {"rewards", "dones"} <= columns.keys():
         return None
-    return (columns["dones"].read() != 0) & (columns["rewards"].read() > 0) & ~last
+    done, reward = (one_per_row(str(path), name, columns[name]) for name in ("dones", "rewards"))
+    return (done != 0) & (reward > 0) & ~last
 
 
 def _validation(path: Path, file: Any, demos: list[str]) -> Int[np.ndarray, " chosen"] | None:
