@@ -2,15 +2,19 @@
 
 import json
 import sys
+from pathlib import Path
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
 from test_own_data import TINY
 
 import qgf
+from qgf.cli import main
 from qgf.comparison import Plan, protocol, run_episodes, variant
 from qgf.data import Fields, convert, from_arrays
+from qgf.data.recorded import Recorded
 from qgf.errors import UserError
 from qgf.evaluation import evaluate, format_result
 from qgf.run import read_evaluation, task_of, write_evaluation
@@ -128,18 +132,58 @@ def fails_in_step():
 def pays_nan():
     return Broken("")
 
-def whole_numbers():
-    env = Reach()
-    env.action_space = gymnasium.spaces.Box(0, 9, (2,), int)
-    return env
+def leaves():
+    raise SystemExit("no licence")
 
-def words():
+def many():
+    return gymnasium.vector.SyncVectorEnv([reach])
+
+def without_spaces():
+    class Bare(gymnasium.Env):
+        pass
+    return Bare()
+
+def with_spaces(**spaces):
     env = Reach()
-    env.observation_space = gymnasium.spaces.Dict({"word": gymnasium.spaces.Text(5)})
+    for name, space in spaces.items():
+        setattr(env, f"{name}_space", space)
     return env
 
 def discrete():
-    return gymnasium.make("CartPole-v1")
+    return with_spaces(action=gymnasium.spaces.Discrete(2))
+
+def buttons():
+    return with_spaces(action=gymnasium.spaces.MultiBinary(2))
+
+def whole_numbers():
+    return with_spaces(action=gymnasium.spaces.Box(0, 9, (2,), int))
+
+def far():
+    return with_spaces(observation=gymnasium.spaces.Box(-1, 1, (4,)))
+
+def three_joints():
+    return with_spaces(action=gymnasium.spaces.Box(-1, 1, (3,)))
+
+def table():
+    return with_spaces(action=gymnasium.spaces.Box(-1, 1, (2, 1)))
+
+def unbounded():
+    return with_spaces(action=gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
+
+def words():
+    text = gymnasium.spaces.Dict({"word": gymnasium.spaces.Text(5)})
+    return with_spaces(observation=text)
+
+def pairs():
+    return with_spaces(observation=gymnasium.spaces.Tuple([gymnasium.spaces.Box(-1, 1, (2,))]))
+
+class Grows(Reach):
+    def step(self, action):
+        self.at = np.append(self.at, 0.0)
+        return self.seen(), 0.0, False, False, {}
+
+def grows():
+    return Grows()
 """
 
 
@@ -163,23 +207,92 @@ def test_parts_of_a_dict_observation_in_the_order_that_is_asked_for(module):
     np.testing.assert_array_equal(third, first[1:])
 
 
+DOORS = {"module": "my_envs:{}", "gymnasium": "gymnasium:my/{}-v0"}
+BAD = {  # what the factory gives: what is said, for each door where they differ
+    "broken": "makes no environment: no robot",
+    "leaves": "makes no environment: no licence",
+    "nothing": (
+        "gave int, not a gymnasium.Env; let it return",
+        "must inherit from the gymnasium.Env",
+    ),
+    "many": ("gave SyncVectorEnv, not a", "must inherit from the gymnasium.Env"),
+    "rech": (
+        "no function 'rech'. Did you mean 'reach'",
+        "module 'my_envs' has no attribute 'rech'",
+    ),
+    "without_spaces": ("has NoneType actions", "must specify an action space"),
+    "discrete": "has Discrete actions; a flow policy needs continuous",
+    "buttons": "has MultiBinary actions; a flow policy needs continuous",
+    "whole_numbers": "has actions of int64; a flow policy needs real numbers",
+    "words": "has observations that are no numbers",
+    "pairs": "has Tuple observations; they must be a Box, or a Dict",
+    "three_joints": "has actions of shape (3,), but those in",
+    "table": "has actions of shape (2, 1), but those in",
+    "far": "has observations of shape (4,), but those in",
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("factory", BAD)
+def test_bad_environments(factory, door, module, tmp_path, capsys):
+    """One line before training, and nothing is written."""
+    said = BAD[factory] if isinstance(BAD[factory], str) else BAD[factory][[*DOORS].index(door)]
+    np.savez("data.npz", **three_numbers())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gymnasium.envs.registration, "registry", {})
+        gymnasium.register(f"my/{factory}-v0", entry_point=f"my_envs:{factory}")
+        fails_to_train(DOORS[door].format(factory), said, capsys)
+
+
 @pytest.mark.parametrize(
-    "name, obs, message",
+    "name, said",
     [
-        ("my_envs:broken", (), "my_envs:broken makes no environment: no robot"),
-        ("my_envs:nothing", (), "gave int, not a gymnasium.Env"),
-        ("my_envs:discrete", (), "has Discrete actions; a flow policy needs continuous"),
-        ("my_envs:whole_numbers", (), "has actions of int64; a flow policy needs real numbers"),
-        ("my_envs:words", (), "has observations that are no numbers"),
-        ("my_envs:rech", (), "has no function 'rech'. Did you mean 'reach'"),
-        ("my_env:reach", (), "cannot import 'my_env'"),
-        ("my_envs:reach", ("speed",), "has no 'speed'; it has goal, position"),
-        ("gymnasium:Pendulm-v1", (), "makes no environment: .*Pendulm"),
+        ("my_env:reach", "cannot import 'my_env'"),
+        ("quits:reach", "cannot import 'quits' of 'quits:reach': SystemExit: 3"),
+        ("my_envs:", "has no function ''"),
+        (":reach", "cannot import ''"),
+        ("gymnasium:", "makes no environment: Malformed environment ID"),
+        ("gymnasium:Pendulm-v1", "doesn't exist. Did you mean: `Pendulum`?"),
     ],
 )
-def test_bad_environments(name, obs, message, module):
-    with pytest.raises(UserError, match=message):
-        find_task(name, obs).make()
+def test_names_of_no_environment(name, said, module, capsys):
+    np.savez("data.npz", **three_numbers())
+    Path("quits.py").write_text("raise SystemExit(3)")
+    fails_to_train(name, said, capsys)
+
+
+def three_numbers():
+    """Three episodes in which the observation is of three numbers."""
+    rng = np.random.default_rng(0)
+    widths = {"observations": 3, "actions": 2}
+    drawn = {name: rng.uniform(-2, 2, (30, width)) for name, width in widths.items()}
+    return {**drawn, "rewards": rng.normal(size=30), "timeouts": np.arange(30) % 10 == 9}
+
+
+SMALL = ["--steps", "1", "--width", "2", "--depth", "1", "--chunk", "2", "--batch-size", "2"]
+
+
+def fails_to_train(env, said, capsys, *options):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--env", env, "--data", "data.npz", "--out", "out", *SMALL, *options])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and printed.out == ""
+    assert said in printed.err and printed.err.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_parts_that_a_dict_has_not(module):
+    with pytest.raises(UserError, match="has no 'speed'; it has goal, position: name its parts"):
+        find_task(f"{module}:reach", ("speed",)).make()
+
+
+def test_unbounded_actions(module, capsys):
+    """The space gives no range: the data do, or they must lie in [-1, 1]."""
+    np.savez("data.npz", **three_numbers())
+    said = "actions leave [-1, 1] in dimension 0; normalize them: --normalize-actions range"
+    fails_to_train(f"{module}:unbounded", said, capsys, "--normalize-actions", "none")
+    find_task(f"{module}:unbounded").check(Recorded(Path("data.npz"), Fields()))
 
 
 def test_success_is_what_info_says(module):
@@ -294,6 +407,7 @@ def test_the_order_of_a_dict_is_kept_from_the_data_to_the_environment(obs, shift
         ("fails_in_reset", "of my_envs:fails_in_reset raised ValueError in reset: no robot"),
         ("fails_in_step", "of my_envs:fails_in_step raised ConnectionError in step: lost"),
         ("pays_nan", "of my_envs:pays_nan gives NaN or infinity"),
+        ("grows", r"gives observations of shape \(4,\), but its space says \(3,\)"),
     ],
 )
 def test_what_an_environment_raises_is_told_in_one_line(name, message, module):

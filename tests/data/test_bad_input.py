@@ -273,6 +273,7 @@ def test_rewards_that_are_all_equal(name, tmp_path, capsys):
     config = qgf.Config(steps=1, batch_size=2, width=2, depth=1, chunk=2)
     qgf.train("none", data, tmp_path / "out", config, method="bc")
     assert f"rewards: reward; {warning}" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out/data").iterdir()]
 
 
 def test_lists_that_are_no_array(refused):
@@ -390,6 +391,10 @@ FILES = {
     ),
     "no array of marks": (
         arrays(terminals=None, timeouts=None),
+        "no mark of an end of an episode in terminals or timeouts",
+    ),
+    "neither marks nor rewards": (
+        arrays(terminals=None, timeouts=None, rewards=None),
         "no mark of an end of an episode in terminals or timeouts",
     ),
     "another format named": (
