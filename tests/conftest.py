@@ -19,11 +19,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
-# Tiny networks compile for longer than they run. What equals to the last bit in programs that are
-# not optimized need not do so in those that are, so `make test` runs tests marked bit_exact apart.
+# Tiny networks compile for longer than they run; the compiler's fusion emitters alone double that.
+# What equals to the last bit in programs that are not optimized need not do so in those that are,
+# so `make test` runs tests marked bit_exact apart.
 if "QGF_TESTS_OPTIMIZED" not in os.environ:
-    unoptimized = "--xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {unoptimized}"
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
 
 # A background job of a shell ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -128,6 +129,25 @@ def peak_memory():
     """The most memory that this process has held, in kilobytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 1024 if sys.platform == "darwin" else peak
+
+
+PEAKS = []  # of the processes that run tests for this one
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak"] = peak_memory()
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node):
+    if hasattr(node, "workeroutput"):  # it has none where it was killed
+        PEAKS.append(node.workeroutput["peak"])
+
+
+def pytest_terminal_summary(terminalreporter):
+    peak = max(PEAKS or [peak_memory()])
+    terminalreporter.write_line(f"at most {peak / 1e6:.2f} GB in a process of the tests")
 
 
 @pytest.fixture(scope="session")
