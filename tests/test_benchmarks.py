@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium
 import jax
 import numpy as np
+import ogbench
 import pytest
 from conftest import release_memory
 
@@ -54,11 +55,27 @@ def small(monkeypatch):
     )
 
 
+class Still(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (SPEC.obs,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (SPEC.action,), np.float32)
+
+    def reset(self, **options):
+        return np.zeros(SPEC.obs, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action))
+        return np.zeros(SPEC.obs, np.float32), -1.0, False, False, {}
+
+
 @pytest.fixture
 def peer(monkeypatch):
     """A checkout of what benchmarks/peer.py uses of the authors' code, with our networks."""
     monkeypatch.setenv("QGF_PEER", str(Path(__file__).parent / "fixtures/peer"))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    made = {(evaluating.ENV, True): Still}
+    monkeypatch.setattr(
+        ogbench, "make_env_and_datasets", lambda env, env_only: made[env, env_only]()
+    )
     monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", gymnasium.vector.SyncVectorEnv)
     yield
     for name in [name for name in sys.modules if name.split(".")[0] in ("agents", "envs", "utils")]:
