@@ -25,6 +25,7 @@ from qgf.config import PRESETS, Spec
 from qgf.data import Fields, convert
 from qgf.errors import UserError
 from qgf.evaluation import evaluate
+from qgf.executor import EXECUTORS
 from qgf.files import read_value
 from qgf.methods.table import find_method, settings
 from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
@@ -41,10 +42,11 @@ import qgf.comparison.protocol
 from qgf.tasks._workers import Workers
 from qgf.comparison._compare import compare
 from qgf.config import Config
+from qgf.executor import Processes
 
 qgf.comparison.protocol.Workers = functools.partial(Workers, max_episode_steps=10)
 compare({envs!r}, {methods!r}, [Path({data!r})], Path({out!r}), {config!r},
-        seeds=(3,), episodes=2, tune_episodes=1, slots=4, workers=1)
+        seeds=(3,), episodes=2, tune_episodes=1, slots=4, workers=1, executor=Processes(2))
 """
 
 
@@ -221,14 +223,21 @@ def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
     (tmp_path / "leaderboard.md").write_text("the tables")
     argv = f"--envs {TASK} gymnasium:A --methods qgf bfn --data c d --seeds 3,5 --episodes 7"
     more = "--tune-episodes 6 --workers 3 --slots 4 --seed 9 --preset paper --steps 11"
-    fields = "--obs x --action u --reward r --success won"
+    fields = "--obs x --action u --reward r --success won --jobs 3"
+    monkeypatch.setitem(EXECUTORS, "processes", lambda count, address: (count, address))
     main(["compare", "--out", str(tmp_path), *argv.split(), *more.split(), *fields.split()])
     config = dataclasses.replace(PRESETS["paper"], steps=11)
     options = {"seeds": [3, 5], "episodes": 7, "tune_episodes": 6, "workers": 3, "slots": 4}
     assert calls == [
         (
             ((TASK, "gymnasium:A"), ("qgf", "bfn"), (Path("c"), Path("d")), tmp_path, config),
-            {**options, "seed": 9, "fields": Fields(("x",), "u", "r"), "success": "won"},
+            {
+                **options,
+                "seed": 9,
+                "fields": Fields(("x",), "u", "r"),
+                "success": "won",
+                "executor": (3, None),
+            },
         )
     ]
     assert "the tables" in capsys.readouterr().out
@@ -253,6 +262,7 @@ def swings(tmp_path_factory):
 def command(out, env, data, *more):
     sizes = "--methods qgf --seeds 3,5 --episodes 3 --tune-episodes 2 --slots 4 --workers 1"
     argv = ["--out", out, "--envs", env, "--data", data, *sizes.split(), *SMALL, *more]
+    argv += ["--jobs", 0]
     main(["compare", *map(str, argv)])
 
 

@@ -4,6 +4,7 @@ from qgf.errors import UserError
 
 EXTRAS = {
     "ogbench": ("ogbench", "mujoco"),
+    "ray": ("ray",),
     "plots": ("matplotlib", "imageio_ffmpeg"),
 }
 

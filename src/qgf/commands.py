@@ -270,6 +270,13 @@ class Compare:
     """episodes that run at a time"""
     seed: int = 0
     """of the environments and the noise"""
+    jobs: int | None = None
+    """trainings that run side by side, each in a process of one thread; by default one per
+    processor. 0, the default on a GPU: one after the other in this process"""
+    executor: Literal["processes", "ray"] = "processes"
+    """where trainings run: in processes here, or on a Ray cluster that shares the folders"""
+    address: str | None = None
+    """that of the Ray cluster, e.g. auto; without it one is started on this machine"""
     preset: Literal["laptop", "paper"] = "laptop"
     """the values below that are not given"""
     config: _Settings = PRESETS["laptop"]
@@ -278,6 +285,7 @@ class Compare:
         _check_devices()
         from qgf.comparison._compare import compare
         from qgf.data import Fields
+        from qgf.executor import EXECUTORS
 
         compare(
             self.envs,
@@ -293,6 +301,7 @@ class Compare:
             seed=self.seed,
             fields=Fields(self.obs, self.action, self.reward),
             success=self.success,
+            executor=EXECUTORS[self.executor](self.jobs, self.address),
         )
         print((self.out / "leaderboard.md").read_text("utf-8"))
 

@@ -25,6 +25,7 @@ from qgf.comparison.protocol import (
     run_folder,
     source,
     spec,
+    train_all,
     variant,
 )
 from qgf.config import Config
@@ -32,6 +33,7 @@ from qgf.data.manifest import load_manifest
 from qgf.data.readers import Fields
 from qgf.errors import UserError, check_counts, check_seed
 from qgf.evaluation._evaluate import figures
+from qgf.executor import Executor
 from qgf.files import locked, read_value, write_value
 from qgf.methods.table import CLONED, canonical, find_method, kinds_of, settings
 from qgf.run.checkpoint import of_seed
@@ -53,6 +55,7 @@ def compare(
     seed: int = 0,
     fields: Fields | None = None,
     success: str | None = None,
+    executor: Executor | None = None,
 ) -> dict:
     """Compare methods on tasks; write OUT/leaderboard.{json,md,html} and return the first.
 
@@ -71,6 +74,8 @@ def compare(
         fields: which recorded fields are used, where a task does not say it.
         success: how success is told, where a task does not say it: a key of `info`, or
             return:NUMBER. If a task says none, all are judged by their returns.
+        executor: what runs trainings side by side, e.g. `qgf.executor.Processes()`; by default they
+            are run one after the other in this process.
 
     Raises:
         UserError: unfit names or data, or `out` holds results of other settings.
@@ -86,6 +91,7 @@ def compare(
     plan = dataclasses.replace(plan, data=_folders(plan, envs, data))
     with locked(plan.out):
         check_facts(plan)
+        train_all(plan, names, envs, executor)
         entries, searched = [], {}
         domains = {env: plan.task(env).domain for env in envs}
         for dataset in dict.fromkeys(domains.values()):

@@ -53,7 +53,7 @@ OVERALL_NOTE = (
     "averaged over the tasks that both have (arXiv 2108.13264); 50% is no difference. Intervals "
     "of the same bootstrap. Costs are means over the domains. MFLOPs: floating-point operations of "
     "one action, in millions, counted in the traced program. Training: seconds of one seed, with "
-    "all that it needs."
+    "all that it needs; trainings that run side by side have one thread each."
 )
 
 # Many narrow columns, in which no word or number is broken.

@@ -11,6 +11,7 @@ Every finished piece is a file: work that was cut off goes on with the next.
 """
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from qgf.data.normalization import Normalization
 from qgf.data.readers import Fields
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import table
+from qgf.executor import Executor, Job, execute
 from qgf.files import read_record, read_value, write_record, write_value
 from qgf.learners import DEFAULT_KINDS, LEARNERS, only
 from qgf.methods.table import (
@@ -47,6 +49,7 @@ from qgf.methods.table import (
     kinds_of,
     needs_task,
 )
+from qgf.run._log import last_step
 from qgf.run._record import learners_of
 from qgf.run._validation import validation_batch
 from qgf.run.checkpoint import (
@@ -62,6 +65,7 @@ from qgf.tasks import Task, find_task
 from qgf.tasks._workers import Workers
 
 BASE = ("policy", "critic")
+BASE_MEMORY = 1.5e9  # of a training without its data: compiled programs and networks
 STATES = 512  # of the validation data, at which the critic is asked
 
 Setting = tuple[float, int]  # weight, and of how many samples the critic chooses
@@ -283,24 +287,83 @@ def source(method: Method, name: str, role: str) -> str:
     return min(same, key=lambda other: METHODS[other].kind != "train-time")
 
 
-def run_folder(plan: Plan, what: str, env: str) -> Path:
-    """Train one of the runs of a domain or task, if need be, and return its folder."""
+class Training(NamedTuple):
+    """A run of a comparison: its folder, the environment it is trained for, what it builds on.
+
+    Attributes:
+        base: the run whose learners it takes, by the argument of `train` that names it.
+    """
+
+    path: Path
+    env: str
+    method: str
+    base: dict[str, str]
+
+
+def training(plan: Plan, what: str, env: str) -> Training:
+    """Return one of the runs of a domain or task: "policy", "critic", or a method's own."""
     task = plan.task(env)
     folder = plan.out / "runs" / task.domain.removesuffix("-v0")
-    options: dict
     if what == "policy":
-        options = {"method": CLONED}
-    elif what == "critic":
-        options = {"policy": run_folder(plan, "policy", env)}
-    else:
-        own = {r: k for r, k in kinds_of(METHODS[what]).items() if k != DEFAULT_KINDS.get(r)}
-        base = "critic" if needs_task(own) else "policy"
-        options = {"method": what, "base": run_folder(plan, base, env)}
+        return Training(folder / what, task.domain, CLONED, {})
+    if what == "critic":
+        return Training(folder / task.part / what, env, GUIDED, {"policy": "policy"})
+    own = {r: k for r, k in kinds_of(METHODS[what]).items() if k != DEFAULT_KINDS.get(r)}
+    if needs_task(own):
+        return Training(folder / task.part / what, env, what, {"base": "critic"})
     # What no critic enters is trained once for all tasks of a domain.
-    free = what == "policy" or (what != "critic" and base == "policy")
-    env, path = (task.domain, folder / what) if free else (env, folder / task.part / what)
-    train_to_end(plan, env, path, plan.config, **options)
+    return Training(folder / what, task.domain, what, {"base": "policy"})
+
+
+def run_folder(plan: Plan, what: str, env: str) -> Path:
+    """Train one of the runs of a domain or task, if need be, and return its folder."""
+    path, domain, method, bases = training(plan, what, env)
+    others = {name: run_folder(plan, base, env) for name, base in bases.items()}
+    train_to_end(plan, domain, path, plan.config, method=method, **others)
     return path
+
+
+def train_all(
+    plan: Plan, names: Sequence[str], envs: Sequence[str], executor: Executor | None
+) -> None:
+    """Train every run that methods on tasks need and that is not there yet, side by side.
+
+    Args:
+        executor: None trains them one after the other in this process, when they are needed.
+    """
+    if executor is None:
+        return
+    jobs: dict[str, Job] = {}
+    memory = functools.cache(partial(_memory, plan))
+
+    def add(what: str, env: str) -> str:
+        path, domain, _, bases = training(plan, what, env)
+        name = str(path.relative_to(plan.out / "runs"))
+        if name not in jobs and not _trained(path, plan.config):
+            needs = [add(base, env) for base in bases.values()]
+            work = partial(run_folder, plan, what, env)
+            done = partial(last_step, path)
+            jobs[name] = Job(name, work, plan.config.steps, done, needs, memory(domain))
+        return name
+
+    for env in envs:
+        for name in names:
+            method = find_method(name)
+            for role in kinds_of(method):
+                add(source(method, name, role), env)
+    execute([*jobs.values()], executor, "steps")
+
+
+def _memory(plan: Plan, env: str) -> int:
+    """Return about how many bytes a training takes: JAX, and its data, twice while they are cut."""
+    data = plan.task(env).open(plan.data[plan.task(env).domain], plan.fields, trust=True)
+    rows = sum(shard.rows for split in ("train", "val") for shard in data.split(split))
+    held = min(4 * rows * (sum(data.widths) + 4), plan.config.resident_gb * 1e9)
+    return int(BASE_MEMORY + 2 * held)
+
+
+def _trained(path: Path, config: Config) -> bool:
+    return max(list_checkpoints(path), default=0) >= config.steps
 
 
 def train_to_end(
@@ -310,7 +373,7 @@ def train_to_end(
 
     Of `config`, which is that of all runs, it gets the hyperparameters of its own learners.
     """
-    if max(list_checkpoints(path), default=0) >= config.steps:
+    if _trained(path, config):
         return
     task, resume = plan.task(env), (path / "config.json").exists()
     config = only(config, learners_of(task, task.rewarded, method, None).values())

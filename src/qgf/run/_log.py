@@ -72,6 +72,13 @@ def read_metrics(path: Path, log: Log) -> list[dict[str, Any]]:
     return lines
 
 
+def last_step(run: Path) -> int:
+    """Return the last step that a run has logged, 0 before the first; to show, not to go by."""
+    path = run / "metrics.jsonl"
+    lines = _lines(path) if path.exists() else []
+    return max((line["step"] for line in lines if line is not None), default=0)
+
+
 def truncate_metrics(path: Path, log: Log) -> None:
     """Drop the lines after the last that was logged, which the resumed run will write again.
 

@@ -1,0 +1,146 @@
+"""Jobs: in order, side by side, with one thread; what goes wrong in them, and what then happens."""
+
+import filecmp
+import functools
+import os
+from pathlib import Path
+
+import jobs
+import pytest
+from conftest import TINY
+
+from qgf.cli import main
+from qgf.comparison.protocol import Plan, train_all
+from qgf.errors import UserError
+from qgf.executor import EXECUTORS, Job, Processes, execute
+
+partial = functools.partial
+
+
+def job(name, work, *args, needs=(), memory=0):
+    return Job(name, partial(work, *args), 1, lambda: 0, needs, memory)
+
+
+def test_each_job_comes_after_those_it_needs(tmp_path):
+    a, b, c = (tmp_path / name for name in "abc")
+    chain = [
+        job("c", jobs.copy, b, c, needs=["b"]),
+        job("b", jobs.copy, a, b, needs=["a", "made before"]),
+        job("a", jobs.copy, None, a),
+    ]
+    execute(chain, Processes(3), "files")
+    assert c.read_text() == "a b c "
+
+
+def test_jobs_run_side_by_side_with_one_thread_each(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    before = dict(os.environ)
+    execute([job("a", jobs.meet, a, b), job("b", jobs.meet, b, a)], Processes(2), "files")
+    execute([job("a", jobs.environment, a)], Processes(1), "files")
+    pid, *threads = a.read_text().split()
+    assert int(pid) != os.getpid() and threads == ["1", "1"]
+    assert os.environ == before
+
+
+def test_only_what_fits_into_memory_runs_side_by_side():
+    executor = Processes(3)
+    executor._free = 10e9
+    some = [Job(str(size), print, 1, int, memory=int(size * 1e9)) for size in (4, 5, 8)]
+    assert executor.fits(some[1], some[:1]) and not executor.fits(some[2], some[:1])
+    assert not executor.fits(some[0], some[:1] * 3)  # as many as there are processors
+    assert executor.fits(Job("20", print, 1, int, memory=int(20e9)), [])  # or it never would run
+
+
+@pytest.mark.parametrize(
+    "work, kind, message",
+    [
+        (jobs.refuse, UserError, r"^x: no such data; name others$"),
+        (jobs.die, UserError, "^the process of x died .*same command goes on"),
+        (jobs.fail, RuntimeError, "(?s)^x:\nTraceback .*ZeroDivisionError: a fault of ours"),
+    ],
+)
+def test_what_goes_wrong_is_told(work, kind, message):
+    with pytest.raises(kind, match=message):
+        execute([job("x", work), job("y", print, needs=["x"])], Processes(2), "files")
+
+
+def test_the_others_save_what_they_have_when_one_goes_wrong(tmp_path):
+    started, stopped = tmp_path / "started", tmp_path / "stopped"
+    pair = [job("x", jobs.refuse_after, started), job("y", jobs.wait, started, stopped)]
+    with pytest.raises(UserError, match="x: no such data"):
+        execute(pair, Processes(2), "files")
+    assert stopped.exists()
+
+
+def plan(out: Path, data: Path) -> Plan:
+    counts = {"tune": 1, "test": 1}
+    return Plan(out, {"cube-single-play-v0": data}, TINY, (0,), counts)
+
+
+ENVS = [f"cube-single-play-singletask-task{i}-v0" for i in (1, 2)]
+
+
+def folders(out: Path) -> list[Path]:
+    return sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_trainings_side_by_side_are_those_one_after_the_other(data, tmp_path):
+    out = tmp_path / "both", tmp_path / "one"
+    for folder, count in zip(out, (2, 1), strict=True):
+        train_all(plan(folder, data), ["qgf", "cfgrl"], ENVS[:1], Processes(count))
+    arrays = [path for path in folders(out[0]) if path.suffix == ".safetensors"]
+    assert {str(path).split("/checkpoints")[0] for path in arrays} >= {
+        "runs/cube-single-play/policy",
+        "runs/cube-single-play/task1/critic",
+        "runs/cube-single-play/task1/cfgrl",
+    }
+    assert folders(out[0]) == folders(out[1])
+    assert filecmp.cmpfiles(*out, arrays, shallow=False)[1:] == ([], [])
+    # What is there is not made again.
+    train_all(plan(out[0], data), ["qgf", "cfgrl"], ENVS[:1], EXECUTORS["processes"](1, None))
+    assert folders(out[0]) == folders(out[1])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of a Ray cluster on this machine."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes.add_node(num_cpus=1)
+    yield nodes.address
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_bytes(cluster, data, tmp_path):
+    local, far = tmp_path / "local", tmp_path / "far"
+    train_all(plan(local, data), ["qgf"], ENVS[:1], Processes(2))
+    train_all(plan(far, data), ["qgf"], ENVS[:1], EXECUTORS["ray"](None, cluster))
+    arrays = [path for path in folders(local) if path.suffix == ".safetensors"]
+    assert folders(far) == folders(local) and len(arrays) >= 9
+    assert filecmp.cmpfiles(local, far, arrays, shallow=False)[1:] == ([], [])
+
+
+@pytest.mark.slow
+def test_ray_starts_again_what_a_killed_worker_did(cluster, tmp_path):
+    path = tmp_path / "a"
+    executor = EXECUTORS["ray"](None, cluster)
+    execute([job("a", jobs.die_once, path)], executor, "files")
+    assert path.read_text() == "done"
+    with pytest.raises(UserError, match=r"^x: no such data"):
+        execute([job("x", jobs.refuse)], executor, "files")
+
+
+def test_a_cluster_that_is_not_there_is_one_line(data, tmp_path, capsys):
+    argv = ["compare", "--out", tmp_path / "out", "--envs", ENVS[0], "--data", data]
+    argv += ["--executor", "ray", "--address", "127.0.0.1:1"]
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, argv)])
+    assert stop.value.code == 2
+    assert "no Ray cluster at 127.0.0.1:1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
