@@ -99,9 +99,9 @@ class Config:
     keep: int = 2
     """latest checkpoints kept"""
     resident_gb: float = 4.0
-    """gigabytes of data held on the device at once; larger sets rotate through it"""
+    """gigabytes of data held at once; larger sets are read in parts while training goes on"""
     rotate_every: int = 1_000
-    """gradient steps between rotations of a set that does not fit"""
+    """gradient steps on each part of a set that does not fit, on average over a pass"""
 
     hyper: tuple[Hyper, ...] = ()
     """hyperparameters of learners; others have their defaults"""

@@ -1,7 +1,9 @@
 """Action chunks of recorded episodes, held on the device and sampled there."""
 
 import itertools
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -228,19 +230,68 @@ def joined_rows(parts: list[Part], name: str) -> Int[np.ndarray, " chunk"]:
     return np.concatenate(moved).astype(np.int32)
 
 
-def rotation(dataset: Dataset, gigabytes: float, every: int, step: int) -> Iterator[eqx.Module]:
-    """Yield the chunks to train on from `step`, once per `every` gradient steps.
+def rotation(
+    dataset: Dataset, gigabytes: float, every: int, unit: int, step: int
+) -> Iterator[tuple[eqx.Module, int]]:
+    """Yield the chunks to train on from `step`, and the step up to which they are trained on.
 
-    A set that fits is yielded again and again without being read again.
+    A set that fits is read once and never left. Of a larger one the next group of shards is read
+    while one is trained on: a third of the memory holds that one, the rest what is read and joined.
+    A group is trained on the longer the more rows it has, so that over a pass all rows are as
+    likely, up to rounding to the unit. Which group is due depends on the step alone.
+
+    Args:
+        dataset: what is trained on.
+        gigabytes: how much of it is held in memory.
+        every: gradient steps of a group, on average over a pass.
+        unit: gradient steps of which each group takes a multiple, at least one.
+        step: the first.
     """
     groups = dataset.groups(gigabytes)
-    current, data = None, None
-    for turn in itertools.count(step // every):
-        if turn % len(groups) != current:
-            current = turn % len(groups)
-            del data
-            data = jax.device_put(dataset.chunks(groups[current]))
-        yield data
+    if len(groups) == 1:
+        data = jax.device_put(dataset.chunks(groups[0]))
+        while True:
+            yield data, sys.maxsize
+    groups = dataset.groups(gigabytes / 3)
+    rows = np.array([sum(shard.rows for shard in group) for group in groups])
+    lengths = np.maximum(1, np.round(every / unit * rows / rows.mean())).astype(int) * unit
+    ends = np.cumsum(lengths)
+    passes, within = divmod(step, int(ends[-1]))
+    turn = int(np.searchsorted(ends, within, side="right"))
+    read = _in_background(dataset, groups[turn])
+    while True:
+        data = read()
+        following = (turn + 1) % len(groups)
+        read = _in_background(dataset, groups[following])
+        data = jax.device_put(data)
+        yield data, passes * int(ends[-1]) + int(ends[turn])
+        del data
+        passes, turn = passes + (following == 0), following
+
+
+def _in_background(dataset: Dataset, shards: list[Shard]) -> Callable[[], eqx.Module]:
+    """Begin to read shards, and return what waits for their chunks.
+
+    The thread does not keep the program from ending, as those of concurrent.futures do.
+    """
+    found: list[eqx.Module | BaseException] = []
+
+    def read() -> None:
+        try:
+            found.append(dataset.chunks(shards))
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+
+    def wait() -> eqx.Module:
+        thread.join()
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found.pop()
+
+    return wait
 
 
 def _chunk_starts(episodes: Trajectories, length: int) -> Int[np.ndarray, " chunk"]:

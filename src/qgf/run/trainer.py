@@ -151,7 +151,8 @@ def train(
         if step:
             check_same(out, record)
         check_memory(record["learners"], spec, config, jnp.asarray(seeds))
-        rotating = rotation(dataset, config.resident_gb, config.rotate_every, step)
+        sizes = config.resident_gb, config.rotate_every, config.dispatch_steps
+        rotating = rotation(dataset, *sizes, step)
         # All that can be wrong shows itself here, before anything is written to stay.
         rotating = itertools.chain([next(rotating)], rotating)
         undo.pop_all()
@@ -216,19 +217,19 @@ def _loop(
     run: _Run,
     state: State,
     validation: Chunks | GoalChunks,
-    rotating: Iterator[Chunks | GoalChunks],
+    rotating: Iterator[tuple[Chunks | GoalChunks, int]],
     step: int,
     log: Log,
     write: Callable,
 ) -> None:
     config = run.config
-    data = None
+    data, until = None, step
     with progress() as bar, _interrupt() as interrupted:
         task = bar.add_task("training", total=config.steps, completed=step, unit="steps")
         while step < config.steps:
-            if data is None or step % config.rotate_every == 0:
-                data = None  # freed before the next is loaded
-                data = next(rotating)
+            if step >= until:
+                data = fixed = None  # freed before the next takes its place
+                data, until = next(rotating)
             # A run prolonged from an odd step falls into step with log_every and the like.
             count = config.dispatch_steps - step % config.dispatch_steps
             count = min(count, config.steps - step)
