@@ -17,9 +17,10 @@ from qgf.commands import Train
 from qgf.comparison import Plan, check_facts
 from qgf.config import Config, Spec
 from qgf.data import Chunks, GoalChunks
+from qgf.data.dataset import Ahead
 from qgf.errors import UserError
 from qgf.files import read_record, write_record
-from qgf.learners import DAC, EDP, FQL, IQL, LEARNERS, QAM, QSM, EnsembleCritic, GoalIQL
+from qgf.learners import DAC, EDP, FQL, IQL, LEARNERS, QAM, QSM, EnsembleCritic, GoalIQL, NStepIQL
 from qgf.run import read_config, train
 
 
@@ -32,6 +33,7 @@ SHOWN = {
     ("--method", "fql"): {"times", "ensemble", "aggregation", "expectile", "bc_weight"},
     ("--method", "qsm-bc"): {*("ensemble", "aggregation", "expectile", "bc_weight", "temperature")},
     ("--method", "bc"): {"times"},
+    ("--critic", "n-step"): {"times", "ensemble", "aggregation", "expectile", "horizon"},
     ("--critic", "monte-carlo"): {"times", "ensemble", "aggregation"},
     ("--env", "cube-single-play-oraclerep-v0", "--policy", "p"): {
         *("ensemble", "aggregation", "goal_current", "goal_trajectory", "goal_sampling"),
@@ -57,10 +59,10 @@ def test_an_option_is_for_the_learners_that_have_it():
     assert config.hyper == (FQL.Hyper(bc_weight=3.0),)
     words = ["compare", "--out", "o", "--envs", TASK, "--data", "d", "--methods", "fql", "edp"]
     config = parse([*words, "--bc-weight", "3", "--expectile=0.8"]).config
-    every = (FQL, EDP, DAC, QSM, IQL, GoalIQL)
+    values = (IQL, NStepIQL, GoalIQL)
+    every = (FQL, EDP, DAC, QSM, *values)
     assert {*config.hyper} == {
-        kind.Hyper(**{"expectile": 0.8} if kind in (IQL, GoalIQL) else {"bc_weight": 3.0})
-        for kind in every
+        kind.Hyper(**{"expectile": 0.8} if kind in values else {"bc_weight": 3.0}) for kind in every
     }
     assert parse(words).config == Config()
 
@@ -85,7 +87,7 @@ def test_the_hyperparameters_of_a_base_run_stand_for_those_not_given(run, tmp_pa
             "--bc-weight has no effect: fql, edp, dac, qsm-bc have it",
         ),
         (["--no-chunk-critic"], "--chunk-critic has no effect: dqc have it"),
-        (["--method", "bc", "--expectile=0.5"], "iql, goal-iql have it .* trained is bc$"),
+        (["--method", "bc", "--expectile=0.5"], "iql, n-step, goal-iql have it .* trained is bc$"),
         (["--policy", "p", "--times", "grid"], "bc, cfgrl, edp have it .* trained is iql$"),
     ],
 )
@@ -127,12 +129,15 @@ def program(kind, config):
         draws = config.of(LEARNERS[kind].Hyper)
         chances = draws.goal_current, draws.goal_trajectory, draws.goal_sampling
         data = GoalChunks(data, obs, jnp.full(20, 29), draws.long(2), 0.9, *chances)
+    ahead = getattr(config.of(LEARNERS[kind].Hyper), "horizon", None)
     needed = {"policy": "bc", "critic": "iql", "qam": "qam"}
     held = {r: LEARNERS[k].create(spec, config, KEY) for r, k in needed.items()}
     learner = LEARNERS[kind].create(spec, config, KEY)
 
     def compute(learner, held):
         batch = data.sample(KEY, 4)
+        if ahead:  # as the data are cut: n rewards of 1
+            batch = batch._replace(ahead=Ahead(jnp.full(4, float(ahead)), batch.mask, batch.obs))
         bound = learner.bind(batch.obs, batch.goal if goal else None)
         acted = bound(batch.action) if isinstance(learner, EnsembleCritic) else None
         return learner.loss(batch, KEY, held)[0], acted

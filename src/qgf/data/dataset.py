@@ -4,6 +4,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import equinox as eqx
@@ -12,13 +13,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from qgf.config import Spec
+from qgf.config import Hyper, Spec
 from qgf.data.manifest import Shard
 from qgf.data.source import Source
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 
 Part = dict[str, np.ndarray]  # what is cut from one shard
+
+
+@dataclass(frozen=True)
+class Horizon(Hyper):
+    """What a learner has that looks farther ahead than a chunk."""
+
+    horizon: int = 25
+    """environment steps whose rewards are counted before a value is taken, at least a chunk"""
+
+
+class Ahead(NamedTuple):
+    """What follows the first action of a chunk over n steps, or fewer where they were not recorded.
+
+    reward is Σ_{i<k} γ^i r_{t+i}, counted up to the step that solves the task; discount is γ^k,
+    or 0 where it was solved; next_obs is s_{t+k}, the last that was recorded of these.
+    """
+
+    reward: Float[Array, " batch"]
+    discount: Float[Array, " batch"]
+    next_obs: Float[Array, "batch obs"]
 
 
 class Batch(NamedTuple):
@@ -35,6 +56,7 @@ class Batch(NamedTuple):
     mask: Float[Array, " batch"]
     next_obs: Float[Array, "batch obs"]
     return_to_go: Float[Array, " batch"] | None = None
+    ahead: Ahead | None = None
 
     goal = None  # a task is part of the rewards
 
@@ -54,6 +76,7 @@ class Chunks(eqx.Module):
     length: int = eqx.field(static=True)
     return_to_go: Float[Array | np.ndarray, " chunk"] | None = None
     critic: int | None = eqx.field(static=True, default=None)
+    ahead: Ahead | None = None  # with rows in the place of observations
 
     @property
     def for_critic(self) -> int:
@@ -71,7 +94,12 @@ class Chunks(eqx.Module):
             mask=self.mask[index],
             next_obs=self.obs[row + self.length],
             return_to_go=None if self.return_to_go is None else self.return_to_go[index],
+            ahead=None if self.ahead is None else self._ahead(index),
         )
+
+    def _ahead(self, index: Int[Array | np.ndarray, " batch"]) -> Ahead:
+        reward, discount, row = (values[index] for values in self.ahead)
+        return Ahead(reward, discount, self.obs[row])
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> Batch:
         """Return `batch_size` chunks that a critic can learn from, uniformly with replacement."""
@@ -99,6 +127,30 @@ def chunk_returns(
         total += discount**i * alive * rewards[start + i]
         alive *= masks[start + i]
     return total.astype(np.float32), alive.astype(np.float32)
+
+
+def returns_ahead(
+    rewards: Float[np.ndarray, " row"],
+    masks: Float[np.ndarray, " row"],
+    start: Int[np.ndarray, " chunk"],
+    left: Int[np.ndarray, " chunk"],
+    horizon: int,
+    discount: float,
+) -> Ahead:
+    """Return the rewards of min(horizon, left) steps from every start, and where they lead.
+
+    Args:
+        left: steps of the trajectory from each start, to its last recorded observation.
+    """
+    steps = np.minimum(horizon, left)
+    total, alive = np.zeros(len(start)), np.ones(len(start))
+    for i in range(horizon):
+        inside = i < steps
+        row = np.where(inside, start + i, start)
+        total += inside * discount**i * alive * rewards[row]
+        alive *= np.where(inside, masks[row], 1)
+    follows = (alive * discount**steps).astype(np.float32)
+    return Ahead(total.astype(np.float32), follows, (start + steps).astype(np.int32))
 
 
 def returns_to_go(
@@ -130,11 +182,21 @@ def returns_to_go(
 class Dataset:
     """Recorded episodes of a source, seen as chunks with returns."""
 
-    def __init__(self, source: Source, *, chunk: int, discount: float):
-        """Take chunks of so many steps, whose rewards are discounted per step."""
+    def __init__(self, source: Source, *, chunk: int, discount: float, horizon: int | None = None):
+        """Take chunks of so many steps, whose rewards are discounted per step.
+
+        Args:
+            horizon: steps of `Batch.ahead`, which is None without it.
+
+        Raises:
+            UserError: the horizon is shorter than a chunk.
+        """
+        if horizon is not None and horizon < chunk:
+            raise UserError(f"--horizon must be at least the chunk of {chunk} steps, got {horizon}")
         self.source = source
         self.chunk = chunk
         self.discount = discount
+        self.horizon = horizon
 
     def spec(self, chunks: Chunks) -> Spec:
         """Return the sizes of chunks of this data."""
@@ -173,7 +235,12 @@ class Dataset:
             length=self.chunk,
             return_to_go=joined(parts, "return_to_go")[order],
             critic=int(len(blind) - blind.sum()) if blind.any() else None,
+            ahead=None if self.horizon is None else self._join_ahead(parts, order),
         )
+
+    def _join_ahead(self, parts: list[Part], order: np.ndarray | slice) -> Ahead:
+        reward, discount = (joined(parts, name)[order] for name in ("ahead", "follows"))
+        return Ahead(reward, discount, joined_rows(parts, "ahead_row")[order])
 
     def groups(self, gigabytes: float) -> list[list[Shard]]:
         """Split the training shards into runs of neighbours of at most `gigabytes` each."""
@@ -201,16 +268,27 @@ class Dataset:
     def _cut(self, episodes: Trajectories, start: Int[np.ndarray, " chunk"]) -> Part:
         rewards, masks = episodes.reward, 1.0 - episodes.terminated
         reward, mask = chunk_returns(rewards, masks, start, self.chunk, self.discount)
-        ahead = returns_to_go(rewards, masks, episodes.last, self.discount)
-        return {
+        to_go = returns_to_go(rewards, masks, episodes.last, self.discount)
+        return self._cut_ahead(episodes, start) | {
             "observations": episodes.observation,
             "actions": episodes.action,
             "start": start,
             "reward": reward,
             "mask": mask,
-            "return_to_go": ahead[start].astype(np.float32),
+            "return_to_go": to_go[start].astype(np.float32),
             "blind": (mask != 0) & unseen_rows(episodes)[start + self.chunk],
         }
+
+    def _cut_ahead(self, episodes: Trajectories, start: Int[np.ndarray, " chunk"]) -> Part:
+        if self.horizon is None:
+            return {}
+        end = episodes.ends[np.searchsorted(episodes.ends, start)]
+        # The reward of an action counts where the task ends there, whatever was seen of it.
+        cut = unseen_rows(episodes)[end] & ~episodes.terminated[end - 1]
+        masks = 1.0 - episodes.terminated
+        sizes = end - cut - start, self.horizon, self.discount
+        reward, follows, row = returns_ahead(episodes.reward, masks, start, *sizes)
+        return {"ahead": reward, "follows": follows, "ahead_row": row}
 
 
 def unseen_rows(episodes: Trajectories) -> Bool[np.ndarray, " row"]:

@@ -20,6 +20,7 @@ from qgf.learners.fql import FQL
 from qgf.learners.goal_iql import GoalIQL
 from qgf.learners.iql import IQL
 from qgf.learners.monte_carlo import MonteCarlo
+from qgf.learners.n_step import NStepIQL
 from qgf.learners.qam import QAM
 from qgf.learners.qsm_bc import QSM
 from qgf.learners.robust_q import RobustQ
@@ -40,6 +41,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "dac": DAC,
     "qsm-bc": QSM,
     "monte-carlo": MonteCarlo,
+    "n-step": NStepIQL,
     "dqc": DQC,
     "goal-iql": GoalIQL,
 }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from qgf.data.goals import GoalBatch
 from qgf.learners._learner import GoalCritic
@@ -21,8 +21,10 @@ class GoalIQL(GoalCritic, IQL):
     class Hyper(IQL.Hyper, GoalCritic.Hyper):
         pass
 
-    def paid(self, batch: GoalBatch) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
+    def following(
+        self, batch: GoalBatch
+    ) -> tuple[Float[Array, " batch"], Float[Array, " batch"], Float[Array, "batch obs"]]:
         discount, chunk = self.config.discount, self.config.chunk
         step = jnp.arange(chunk)
         reward = -(discount**step * (step < batch.distance[:, None])).sum(-1)
-        return reward, batch.distance > chunk
+        return reward, discount**chunk * (batch.distance > chunk), batch.next_obs

@@ -45,12 +45,11 @@ class IQL(EnsembleCritic):
         self, batch: Batch | GoalBatch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
         del key, others
-        config, hyper = self.config, self.hyper
+        hyper = self.hyper
         state = self.encode(batch.obs, batch.goal)
-        next_state = self.encode(batch.next_obs, batch.goal)
-        reward, mask = self.paid(batch)
-        next_v = jax.lax.stop_gradient(self.v(next_state))
-        backup = reward + config.discount**config.chunk * mask * next_v
+        reward, discount, next_obs = self.following(batch)
+        next_v = jax.lax.stop_gradient(self.v(self.encode(next_obs, batch.goal)))
+        backup = reward + discount * next_v
         q = self.q(state, batch.action)
         critic_loss = jnp.square(q - backup).mean(1).sum(0) / hyper.ensemble
 
@@ -67,6 +66,8 @@ class IQL(EnsembleCritic):
         }
         return critic_loss + value_loss, metrics
 
-    def paid(self, batch: Batch) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-        """Return R, and m, which is 0 where nothing follows the chunk."""
-        return batch.reward, batch.mask
+    def following(
+        self, batch: Batch
+    ) -> tuple[Float[Array, " batch"], Float[Array, " batch"], Float[Array, "batch obs"]]:
+        """Return R, γ^h or 0 where nothing follows, and the observation whose value does."""
+        return batch.reward, self.config.discount**self.config.chunk * batch.mask, batch.next_obs

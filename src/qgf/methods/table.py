@@ -280,6 +280,11 @@ METHODS: dict[str, Method] = {
         "qgf with a critic of the data's own returns",
         critic="monte-carlo",
     ),
+    "qgf-n-step": _test_time(
+        _estimator("qgf"),
+        "qgf with a critic of returns over n steps",
+        critic="n-step",
+    ),
     "gradstep": Method(
         "test-time",
         ("policy", "critic"),

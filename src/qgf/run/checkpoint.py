@@ -39,6 +39,7 @@ from qgf.files import (
 )
 from qgf.learners import LEARNERS, Learner
 
+LATER = ("n-step",)  # learners that there were not yet up to format 2
 Tree = TypeVar("Tree")
 RECORD = {
     "env": str,
@@ -255,7 +256,7 @@ def config_record(config: Config, kinds: Iterable[str]) -> dict[str, Any]:
 
 def read_config(settings: dict[str, Any]) -> Config:
     """Return the settings of which `config_record` made this, in whatever format."""
-    settings = _nested(settings, LEARNERS)
+    settings = _nested(settings, (kind for kind in LEARNERS if kind not in LATER))
     hyper = {LEARNERS[kind].Hyper(**values) for kind, values in settings["hyper"].items()}
     return Config(**settings | {"hyper": tuple(hyper)})
 

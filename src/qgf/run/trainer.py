@@ -17,8 +17,8 @@ import numpy as np
 
 from qgf._progress import progress
 from qgf.config import Config, check_seeds
-from qgf.data.dataset import Chunks, Dataset, rotation
-from qgf.data.goals import GoalChunks, GoalDataset
+from qgf.data.dataset import Chunks, Dataset, Horizon, rotation
+from qgf.data.goals import GoalChunks, GoalDataset, GoalDraws
 from qgf.data.normalization import Normalization, Normalized, fit
 from qgf.data.readers import Fields, Recording, convert, own
 from qgf.data.source import Source
@@ -303,13 +303,17 @@ def _normalization(source: Source, task: Task, config: Config, other: Path | Non
 def _dataset(
     source: Source, config: Config, kinds: dict[str, str], sources: dict[str, Path]
 ) -> Dataset:
-    """Return the data as chunks, with goals as the run's critic of goals is trained with them."""
+    """Return the data as chunks, with goals or returns as the run's critic is trained with them."""
     size = {"chunk": config.chunk, "discount": config.discount}
+    horizon = None
     for role, kind in kinds.items():
-        if LEARNERS[kind].goal_conditioned:
-            own = config_of(load_record(sources[role]), role) if role in sources else config
-            return GoalDataset(source, own.of(LEARNERS[kind].Hyper), **size)
-    return Dataset(source, **size)
+        own = config_of(load_record(sources[role]), role) if role in sources else config
+        hyper = own.of(LEARNERS[kind].Hyper)
+        if isinstance(hyper, GoalDraws):
+            return GoalDataset(source, hyper, **size)
+        if isinstance(hyper, Horizon):
+            horizon = hyper.horizon
+    return Dataset(source, **size, horizon=horizon)
 
 
 @contextlib.contextmanager
