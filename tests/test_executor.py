@@ -136,6 +136,23 @@ def test_ray_starts_again_what_a_killed_worker_did(cluster, tmp_path):
         execute([job("x", jobs.refuse)], executor, "files")
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--address a:1", "use --executor ray with it"),
+        ("--jobs -1", "--jobs must be at least 0, got -1"),
+        ("--executor ray --jobs 2", "--jobs has no effect on a Ray cluster"),
+        ("--executor ray --address nowhere", "no Ray cluster at nowhere"),
+    ],
+)
+def test_an_executor_that_cannot_be(options, message, data, tmp_path, capsys):
+    argv = ["compare", "--out", tmp_path / "out", "--envs", ENVS[0], "--data", data]
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, argv), *options.split()])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_cluster_that_is_not_there_is_one_line(data, tmp_path, capsys):
     argv = ["compare", "--out", tmp_path / "out", "--envs", ENVS[0], "--data", data]
     argv += ["--executor", "ray", "--address", "127.0.0.1:1"]

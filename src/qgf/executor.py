@@ -196,9 +196,23 @@ def local(count: int | None = None) -> Processes | None:
     return None if count == 0 else Processes(count)
 
 
+def _processes(count: int | None, address: str | None) -> Processes | None:
+    if address is not None:
+        raise UserError("--address is that of a Ray cluster; use --executor ray with it")
+    if count is not None and count < 0:
+        raise UserError(f"--jobs must be at least 0, got {count}")
+    return local(count)
+
+
+def _ray(count: int | None, address: str | None) -> Ray:
+    if count is not None:
+        raise UserError("--jobs has no effect on a Ray cluster, which knows its processors")
+    return Ray(address)
+
+
 EXECUTORS: dict[str, Callable[[int | None, str | None], Executor | None]] = {
-    "processes": lambda count, address: local(count),
-    "ray": lambda count, address: Ray(address),
+    "processes": _processes,
+    "ray": _ray,
 }
 """by name: what makes one of a number of jobs and an address"""
 
