@@ -14,8 +14,8 @@ import optax
 from learning import configured
 
 from qgf.config import Spec
-from qgf.data.dataset import Chunks
-from qgf.data.goals import GoalChunks, trajectory_ends
+from qgf.data.dataset import Chunks, trajectory_ends
+from qgf.data.goals import GoalChunks
 from qgf.run._update import _average_targets, _split
 
 STATES, WALK, CHUNK, LONG = 20, 9, 2, 4

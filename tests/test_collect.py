@@ -224,12 +224,17 @@ def test_scripts_need_no_main_guard(how, what, tmp_path):
     assert done.stdout.split() == ["once", "None"], done.stderr
 
 
+# Writes so slowly that a signal sent after the first shard comes before the last.
 _SCRIPT = """
-import sys
-from qgf.tasks.ogbench.collect import collect
-from qgf.tasks import find_task
+import sys, time
+from qgf.tasks.ogbench import collect
+write = collect._write
+def slowly(*shard):
+    time.sleep(0.5)
+    return write(*shard)
 if __name__ == "__main__":
-    collect("cube-single-play-v0", sys.argv[1], 5, 3, 2, int(sys.argv[2]), 3, 40)
+    collect._write = slowly
+    collect.collect("cube-single-play-v0", sys.argv[1], 5, 3, 2, int(sys.argv[2]), 3, 40)
 """
 
 

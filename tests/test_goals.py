@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qgf.data.dataset import Chunks
-from qgf.data.goals import FAR, GoalChunks, GoalDataset, trajectory_ends
+from qgf.data.dataset import Chunks, trajectory_ends
+from qgf.data.goals import FAR, GoalChunks, GoalDataset
 from qgf.learners import DQC
 from qgf.tasks import find_task
 

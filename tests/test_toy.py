@@ -96,16 +96,17 @@ def test_samples_have_the_moments_of_the_mixture():
     np.testing.assert_allclose(np.cov(actions.T), covariance, atol=0.005)
 
 
+@pytest.mark.bit_exact  # unoptimized, the two differ by more near the peak
 @pytest.mark.parametrize("name", ["qgf", "qfql", "bptt"])
 def test_the_recorded_path_is_the_samplers(name):
-    """To rounding, which grows where an action comes near the peak: they are two programs."""
+    """To rounding: the compiler optimizes two programs, each in its own way."""
     noise = jax.random.normal(jax.random.key(0), (50, 2))
     weight, peak = jnp.linspace(0.1, 3, 50), PLANE.means[1]
     options = {"estimator": ESTIMATORS[name], "steps": 7}
     actions, g = jax.jit(partial(guided_path, PLANE, **options))(peak, noise, weight)
     sample = jax.jit(lambda *args: guided_sample(PLANE, critic(peak), *args, **options))
     ends = sample(noise, weight)
-    np.testing.assert_allclose(jnp.clip(actions[-1], -1, 1), ends, atol=1e-4)
+    np.testing.assert_allclose(jnp.clip(actions[-1], -1, 1), ends, atol=1e-5)
     assert actions[0].tobytes() == noise.tobytes()
     for k in range(7):
         step = 7 * (actions[k + 1] - actions[k]) - velocity(PLANE, actions[k], k / 7)

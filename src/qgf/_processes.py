@@ -15,6 +15,7 @@ from qgf.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 2  # seconds
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "NPROC": "1"}  # the second is what XLA goes by on a CPU
 _starting = threading.RLock()  # what a block changes belongs to the whole process
 
 
@@ -104,14 +105,14 @@ def _shielded() -> Iterator[None]:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Keep linear algebra of processes started in the block to one thread each."""
-    name = "OMP_NUM_THREADS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+    """Keep the computations of processes started in the block to one thread each."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

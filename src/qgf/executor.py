@@ -11,15 +11,14 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from qgf._processes import follow_parent, worker_start
+from qgf._processes import ONE_THREAD, follow_parent, worker_start
 from qgf._progress import progress
 from qgf.errors import UserError, first_line
 
-ONE_THREAD = {"NPROC": "1", "OMP_NUM_THREADS": "1"}  # the first is what XLA goes by on a CPU
 POLL = 0.5  # seconds between two looks at how far jobs are
 
 
@@ -84,8 +83,9 @@ def execute(jobs: Sequence[Job], executor: Executor, unit: str) -> None:
                     bars[job.name] = bar.add_task(job.name, total=job.total, unit=unit)
                     executor.start(job)
             ended = executor.wait(POLL)
-            for name, job in running.items():
-                bar.update(bars[name], completed=job.done())
+            if not bar.disable:
+                for name, job in running.items():
+                    bar.update(bars[name], completed=job.done())
             for name, error in ended.items():
                 if error is not None:
                     raise error
@@ -109,7 +109,7 @@ class Processes:
     def start(self, job: Job) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        with theirs, _environment(ONE_THREAD), worker_start(1):
+        with theirs, worker_start(1):
             process = context.Process(target=_child, args=(theirs, job.work))
             process.start()
         self._running[job.name] = process, ours
@@ -252,21 +252,6 @@ def _error(name: str, outcome: tuple[str, str] | None) -> BaseException | None:
         return None
     kind, text = outcome
     return UserError(f"{name}: {text}") if kind == "user" else RuntimeError(f"{name}:\n{text}")
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for processes that are started in the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _available_memory() -> float:

@@ -1,5 +1,6 @@
 """Action chunks of recorded episodes, held on the device and sampled there."""
 
+import bisect
 import itertools
 import sys
 import threading
@@ -114,43 +115,21 @@ def chunk_returns(
     rewards: Float[np.ndarray, " row"],
     masks: Float[np.ndarray, " row"],
     start: Int[np.ndarray, " chunk"],
-    length: int,
+    steps: int | Int[np.ndarray, " chunk"],
     discount: float,
 ) -> tuple[Float[np.ndarray, " chunk"], Float[np.ndarray, " chunk"]]:
-    """Return each chunk's discounted reward and its mask (0: solved inside the chunk).
+    """Return the discounted reward of `steps` from each start, and its mask (0: solved in them).
 
     A solved state ends the episode: it pays its own reward, and later ones pay nothing.
     """
     total = np.zeros(len(start))
     alive = np.ones(len(start))
-    for i in range(length):
-        total += discount**i * alive * rewards[start + i]
-        alive *= masks[start + i]
-    return total.astype(np.float32), alive.astype(np.float32)
-
-
-def returns_ahead(
-    rewards: Float[np.ndarray, " row"],
-    masks: Float[np.ndarray, " row"],
-    start: Int[np.ndarray, " chunk"],
-    left: Int[np.ndarray, " chunk"],
-    horizon: int,
-    discount: float,
-) -> Ahead:
-    """Return the rewards of min(horizon, left) steps from every start, and where they lead.
-
-    Args:
-        left: steps of the trajectory from each start, to its last recorded observation.
-    """
-    steps = np.minimum(horizon, left)
-    total, alive = np.zeros(len(start)), np.ones(len(start))
-    for i in range(horizon):
+    for i in range(np.max(steps, initial=0)):
         inside = i < steps
-        row = np.where(inside, start + i, start)
-        total += inside * discount**i * alive * rewards[row]
+        row = start + i * inside
+        total += discount**i * alive * inside * rewards[row]
         alive *= np.where(inside, masks[row], 1)
-    follows = (alive * discount**steps).astype(np.float32)
-    return Ahead(total.astype(np.float32), follows, (start + steps).astype(np.int32))
+    return total.astype(np.float32), alive.astype(np.float32)
 
 
 def returns_to_go(
@@ -269,7 +248,8 @@ class Dataset:
         rewards, masks = episodes.reward, 1.0 - episodes.terminated
         reward, mask = chunk_returns(rewards, masks, start, self.chunk, self.discount)
         to_go = returns_to_go(rewards, masks, episodes.last, self.discount)
-        return self._cut_ahead(episodes, start) | {
+        ahead = {} if self.horizon is None else self._cut_ahead(episodes, masks, start)
+        return ahead | {
             "observations": episodes.observation,
             "actions": episodes.action,
             "start": start,
@@ -279,21 +259,36 @@ class Dataset:
             "blind": (mask != 0) & unseen_rows(episodes)[start + self.chunk],
         }
 
-    def _cut_ahead(self, episodes: Trajectories, start: Int[np.ndarray, " chunk"]) -> Part:
-        if self.horizon is None:
-            return {}
-        end = episodes.ends[np.searchsorted(episodes.ends, start)]
+    def _cut_ahead(
+        self,
+        episodes: Trajectories,
+        masks: Float[np.ndarray, " row"],
+        start: Int[np.ndarray, " chunk"],
+    ) -> Part:
+        end = trajectory_ends(episodes.last, start)
         # The reward of an action counts where the task ends there, whatever was seen of it.
-        cut = unseen_rows(episodes)[end] & ~episodes.terminated[end - 1]
-        masks = 1.0 - episodes.terminated
-        sizes = end - cut - start, self.horizon, self.discount
-        reward, follows, row = returns_ahead(episodes.reward, masks, start, *sizes)
-        return {"ahead": reward, "follows": follows, "ahead_row": row}
+        unseen = unseen_rows(episodes)[end] & ~episodes.terminated[end - 1]
+        steps = np.minimum(self.horizon, end - unseen - start)
+        reward, mask = chunk_returns(episodes.reward, masks, start, steps, self.discount)
+        follows = (mask * self.discount**steps).astype(np.float32)
+        return {"ahead": reward, "follows": follows, "ahead_row": start + steps}
 
 
 def unseen_rows(episodes: Trajectories) -> Bool[np.ndarray, " row"]:
     """Return which rows hold an observation that was not recorded."""
     return np.zeros_like(episodes.last) if episodes.unseen is None else episodes.unseen
+
+
+def trajectory_ends(
+    terminals: Shaped[np.ndarray, " row"], start: Int[np.ndarray, " chunk"]
+) -> Int[np.ndarray, " chunk"]:
+    """Return, for each chunk's first row, the terminal row that ends its trajectory.
+
+    Args:
+        terminals: not 0 at the last row of every trajectory, the last row's included.
+    """
+    ends = np.flatnonzero(terminals)
+    return ends[np.searchsorted(ends, start)].astype(np.int32)
 
 
 def joined(parts: list[Part], name: str) -> np.ndarray:
@@ -333,16 +328,15 @@ def rotation(
     groups = dataset.groups(gigabytes / 3)
     rows = np.array([sum(shard.rows for shard in group) for group in groups])
     lengths = np.maximum(1, np.round(every / unit * rows / rows.mean())).astype(int) * unit
-    ends = np.cumsum(lengths)
-    passes, within = divmod(step, int(ends[-1]))
-    turn = int(np.searchsorted(ends, within, side="right"))
+    ends = np.cumsum(lengths).tolist()
+    passes, within = divmod(step, ends[-1])
+    turn = bisect.bisect_right(ends, within)
     read = _in_background(dataset, groups[turn])
     while True:
-        data = read()
+        data = jax.device_put(read())
         following = (turn + 1) % len(groups)
         read = _in_background(dataset, groups[following])
-        data = jax.device_put(data)
-        yield data, passes * int(ends[-1]) + int(ends[turn])
+        yield data, passes * ends[-1] + ends[turn]
         del data
         passes, turn = passes + (following == 0), following
 

@@ -8,10 +8,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qgf.config import Hyper, Spec, share
-from qgf.data.dataset import Batch, Chunks, Dataset, Part, joined, joined_rows, unseen_rows
+from qgf.data.dataset import (
+    Batch,
+    Chunks,
+    Dataset,
+    Part,
+    joined,
+    joined_rows,
+    trajectory_ends,
+    unseen_rows,
+)
 from qgf.data.source import Source
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
@@ -168,15 +177,3 @@ class GoalDataset(Dataset):
             p_trajectory=draws.goal_trajectory,
             sampling=draws.goal_sampling,
         )
-
-
-def trajectory_ends(
-    terminals: Shaped[np.ndarray, " row"], start: Int[np.ndarray, " chunk"]
-) -> Int[np.ndarray, " chunk"]:
-    """Return, for each chunk's first row, the terminal row that ends its trajectory.
-
-    Args:
-        terminals: not 0 at the last row of every trajectory, the last row's included.
-    """
-    ends = np.flatnonzero(terminals)
-    return ends[np.searchsorted(ends, start)].astype(np.int32)

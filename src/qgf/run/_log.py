@@ -19,6 +19,7 @@ from qgf.run.checkpoint import read_state
 Logger = Literal["none", "tensorboard", "wandb"]
 
 
+TAIL = 8192  # bytes, more than a line
 LINE = {"step": int, "split": str, "seed": int}
 
 
@@ -74,9 +75,11 @@ def read_metrics(path: Path, log: Log) -> list[dict[str, Any]]:
 
 def last_step(run: Path) -> int:
     """Return the last step that a run has logged, 0 before the first; to show, not to go by."""
-    path = run / "metrics.jsonl"
-    lines = _lines(path) if path.exists() else []
-    return max((line["step"] for line in lines if line is not None), default=0)
+    with contextlib.suppress(OSError), (run / "metrics.jsonl").open("rb") as file:
+        file.seek(-min(TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        lines = map(_line, file.read().split(b"\n")[:-1])  # of which the first may be cut
+        return max((line["step"] for line in lines if line is not None), default=0)
+    return 0
 
 
 def truncate_metrics(path: Path, log: Log) -> None:

@@ -165,11 +165,6 @@ class Evaluation(_Written):
 
 _INTERVAL = [float, float]
 _FIGURES = {"return": float, "length": float, "episodes": int, "fallbacks": int}
-_JUDGED = {
-    "success": {"success": float, "ci95": _INTERVAL},
-    "return": {"return_ci95": _INTERVAL},
-}
-"""what figures hold besides, by what episodes are judged by"""
 _GAIN = {"difference": float, "difference_ci95": _INTERVAL}
 _ROW = {"weight": float, "samples": int, "tune": _FIGURES, "test": _FIGURES}
 _FORM = {
@@ -203,17 +198,19 @@ def read_evaluation(run: Path) -> Evaluation:
     check_form(found, _FORM, str(path))
     if found["measure"] not in MEASURES:
         raise UserError(f"{path} is damaged: episodes cannot be judged by {found['measure']!r}")
+    found["measure"] = MEASURES[found["measure"]]
+    value, interval = found["measure"].fields
+    judged = {value.rstrip("_"): float, interval: _INTERVAL}
     for name, method in found["methods"].items():
         place = f"{path}: methods: {name}"
         rows = [method["test"], *(row[s] for row in method["settings"] for s in ("tune", "test"))]
         for row in rows:
-            check_form(row, _JUDGED[found["measure"]], place)
+            check_form(row, judged, place)
         if name != CLONED and CLONED in found["methods"]:
             check_form(method["test"], _GAIN, f"{place}: test")
         chosen = [method["weight"], method["samples"]]
         if chosen not in [[row["weight"], row["samples"]] for row in method["settings"]]:
             raise UserError(f"{place}: what was chosen is not among its settings; it is damaged")
-    found["measure"] = MEASURES[found["measure"]]
     found["training_seeds"] = tuple(found["training_seeds"])
     found["methods"] = {name: _method(method) for name, method in found["methods"].items()}
     return Evaluation(**{field.name: found[field.name] for field in dataclasses.fields(Evaluation)})

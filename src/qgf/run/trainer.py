@@ -305,15 +305,14 @@ def _dataset(
 ) -> Dataset:
     """Return the data as chunks, with goals or returns as the run's critic is trained with them."""
     size = {"chunk": config.chunk, "discount": config.discount}
-    horizon = None
     for role, kind in kinds.items():
-        own = config_of(load_record(sources[role]), role) if role in sources else config
-        hyper = own.of(LEARNERS[kind].Hyper)
-        if isinstance(hyper, GoalDraws):
-            return GoalDataset(source, hyper, **size)
-        if isinstance(hyper, Horizon):
-            horizon = hyper.horizon
-    return Dataset(source, **size, horizon=horizon)
+        hyper = LEARNERS[kind].Hyper
+        if issubclass(hyper, GoalDraws):
+            own = config_of(load_record(sources[role]), role) if role in sources else config
+            return GoalDataset(source, own.of(hyper), **size)
+        if issubclass(hyper, Horizon) and role not in sources:
+            return Dataset(source, **size, horizon=config.of(hyper).horizon)
+    return Dataset(source, **size)
 
 
 @contextlib.contextmanager
