@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from qgf.act import sample_actions
+from qgf.act.policy import compiled
 from qgf.config import Config, Spec
 from qgf.core import MLP
 from qgf.learners import DEFAULT_KINDS, LEARNERS, Learner
@@ -39,18 +39,11 @@ def _compare(learners: dict[str, Learner], agent: object, batch: int, seconds: f
     obs = np.random.default_rng(0).normal(size=(batch, SPEC.obs)).astype(np.float32)
     key = jax.random.key(0)
     weight = np.full(batch, WEIGHT, np.float32)
-    act = eqx.filter_jit(
-        lambda learners, obs, key, weight: sample_actions(
-            METHODS["qgf"],
-            learners,
-            obs,
-            jax.random.normal(key, (1, batch, SPEC.chunk_action)),
-            weight,
-        )[0]
-    )
+    act = compiled(METHODS["qgf"], learners)
+    rows = np.asarray(batch, np.int32)
 
     def ours() -> np.ndarray:
-        return np.asarray(act(learners, obs, key, weight))
+        return np.asarray(act(obs, key, (1, SPEC.chunk_action), rows, weight, None, None)[0])
 
     if agent is None:
         return {"ms": median_times([ours], seconds)[0]}

@@ -1,11 +1,10 @@
 """A trained run as a policy: `load(RUN).act(obs, key=…, weight=…)`."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,24 +168,32 @@ def _numbers(x: Any, what: str) -> Float[np.ndarray, "..."]:
 WHOLE = 256  # rows from which on a batch is padded to a multiple of it, not to a power of two
 
 
-@eqx.filter_jit
-def _sample(
-    method: Method,
-    learners: Learners,
-    obs: Array,
-    key: PRNGKeyArray,
-    shape: tuple[int, int],
-    rows: Array,
-    weight: Array,
-    goal: Array | None,
-    steps: int,
-) -> Sampled:
-    """Return actions for `rows` rows and padding; their noise is normal(key, (n, rows, size))."""
-    n, size = shape
-    noise = jax.random.normal(key, (n * len(obs), size))
-    row = jnp.minimum(jnp.arange(len(obs)), rows - 1)
-    noise = noise[jnp.arange(n)[:, None] * rows + row]
-    return sample_actions(method, learners, obs, noise, weight, goal=goal, steps=steps)
+def compiled(method: Method, learners: Learners) -> Callable[..., Sampled]:
+    """Return `sample_actions` of these learners, compiled with their weights as constants.
+
+    The compiler lays constants out once; arguments it would transpose at every call.
+
+    Returns:
+        A function of obs (padded batch, obs), a key, (n, draws), the number of rows that are not
+        padding, weight, goal and steps; the noise is normal(key, (n, rows, draws)).
+    """
+
+    def sample(
+        obs: Array,
+        key: PRNGKeyArray,
+        shape: tuple[int, int],
+        rows: Array,
+        weight: Array,
+        goal: Array | None,
+        steps: int | None,
+    ) -> Sampled:
+        n, size = shape
+        noise = jax.random.normal(key, (n * len(obs), size))
+        row = jnp.minimum(jnp.arange(len(obs)), rows - 1)
+        noise = noise[jnp.arange(n)[:, None] * rows + row]
+        return sample_actions(method, learners, obs, noise, weight, goal=goal, steps=steps)
+
+    return jax.jit(sample, static_argnames=("shape", "steps"))
 
 
 def _padded(x: np.ndarray | None, rows: int) -> np.ndarray | None:
@@ -244,6 +251,7 @@ class Policy:
         )
         self._hashes = learner_hashes(self.run, learners, which, other, critic_which)
         self._learners = of_seed(learners, 0)
+        self._sample = compiled(self._method, self._learners)
         self._chosen = self._read_chosen()
         self._weights: dict[tuple[int, int], float] = {}  # by samples and steps
 
@@ -300,9 +308,7 @@ class Policy:
         shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
         if not rows:
             return np.zeros(shape, np.float32)
-        actions, counts = _sample(
-            self._method,
-            self._learners,
+        actions, counts = self._sample(
             _padded(batch, rows),
             key,
             (int(samples), noise_size(self._method, self._learners, self.spec)),
