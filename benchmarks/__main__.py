@@ -16,13 +16,21 @@ from typing import Literal, get_args
 import jax
 import tyro
 
-from benchmarks import against as others, collecting, dqc, evaluating, latency, training
+from benchmarks import (
+    against as others,
+    aggregation,
+    collecting,
+    dqc,
+    evaluating,
+    latency,
+    training,
+)
 from qgf.errors import UserError
 from qgf.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Part = Literal["training", "latency", "collecting", "evaluating", "dqc"]
+Part = Literal["training", "latency", "collecting", "evaluating", "dqc", "aggregation"]
 
 
 def main(
@@ -73,6 +81,7 @@ def _measures(seconds: float) -> dict[str, Callable[[], dict]]:
         "collecting": collecting.measure,
         "evaluating": lambda: {"5 weights x 20 episodes": evaluating.measure(peer)},
         "dqc": lambda: dqc.measure(seconds),
+        "aggregation": aggregation.measure,
     }
 
 

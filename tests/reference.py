@@ -35,6 +35,12 @@ def finite_differences(function, x, step=1e-6):
     return gradient
 
 
+def aggregate(values, how, kappa=0.0):
+    """The smallest of an ensemble's values, or their mean less kappa deviations, row by row."""
+    values = np.asarray(values, np.float64)
+    return values.min(0) if how == "min" else values.mean(0) - kappa * values.std(0, ddof=0)
+
+
 def expectile(values, weights, tau):
     """The m with tau E[(x - m)+] = (1 - tau) E[(m - x)+], by bisection."""
     low, high = min(values), max(values)

@@ -15,7 +15,16 @@ import pytest
 from conftest import release_memory
 
 import qgf.act.rollout
-from benchmarks import __main__ as program, collecting, costs, dqc, evaluating, latency, training
+from benchmarks import (
+    __main__ as program,
+    aggregation,
+    collecting,
+    costs,
+    dqc,
+    evaluating,
+    latency,
+    training,
+)
 from qgf.comparison._costs import count
 from qgf.config import Config, Spec
 from qgf.errors import UserError
@@ -100,6 +109,7 @@ def test_every_part_is_measured_and_kept(small, peer, tmp_path, monkeypatch):
         "collecting": ["cube-single-play-v0"],
         "evaluating": ["5 weights x 20 episodes"],
         "dqc": [f"{kind} 2x8 batch 4" for kind in ("iql", "goal-iql", "dqc")],
+        "aggregation": [*aggregation.ENSEMBLES],
     }
     assert {part: [*rows] for part, rows in figures.items()} == names
     row = {part: rows[names[part][0]] for part, rows in figures.items()}

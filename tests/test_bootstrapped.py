@@ -37,12 +37,13 @@ def example(**settings):
 
 def aggregated(ensemble, how, obs, action):
     values = [reference.mlp(member, obs, action)[:, 0] for member in ensemble.members]
-    return np.min(values, axis=0) if how == "min" else np.mean(values, axis=0)
+    return reference.aggregate(values, *how)
 
 
-@pytest.mark.parametrize("how, members", [("min", 2), ("mean", 2), ("min", 3)])
+@pytest.mark.parametrize("how, members", [(("min",), 2), (("mean",), 2), (("mean", 0.5), 3)])
 def test_loss_equals_numpy(how, members):
-    learner, batch, others = example(aggregation=how, ensemble=members)
+    settings = dict(zip(("aggregation", "kappa"), how, strict=False))
+    learner, batch, others = example(ensemble=members, **settings)
     action = np.asarray(jax.random.normal(KEY, (8, 6)), np.float64)
     for k in range(4):
         time = np.asarray(time_embedding(jnp.full(8, k / 4)))

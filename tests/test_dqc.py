@@ -60,8 +60,8 @@ def cross_entropy(logit, target):
 def expected_metrics(learner, batch):
     """The losses and mean values in float64, as the paper writes them."""
     hyper, whole = learner.hyper, np.asarray(batch.whole, np.float64)
-    aggregate = np.min if hyper.aggregation == "min" else np.mean
-    pool = lambda logits: aggregate(sigmoid(logits), axis=0)  # noqa: E731
+    how = hyper.aggregation, hyper.kappa
+    pool = lambda logits: reference.aggregate(sigmoid(logits), *how)  # noqa: E731
     next_v = sigmoid(reference.mlp(learner.v.mlp, batch.long_next_obs, batch.goal)[:, 0])
     backup = np.zeros(8)
     for i, distance in enumerate(np.asarray(batch.distance)):
@@ -87,16 +87,17 @@ def expected_metrics(learner, batch):
 
 
 @pytest.mark.parametrize(
-    "backup, chunk_critic, aggregation, ensemble",
+    "backup, chunk_critic, aggregation, kappa, ensemble",
     [
-        ("quantile", True, "min", 2),
-        ("quantile", False, "mean", 2),
-        ("expectile", True, "mean", 3),
-        ("expectile", False, "min", 3),
+        ("quantile", True, "min", 0.0, 2),
+        ("quantile", False, "mean", 0.0, 2),
+        ("expectile", True, "mean", 0.0, 3),
+        ("expectile", False, "min", 0.0, 3),
+        ("quantile", True, "mean", 0.5, 3),
     ],
 )
-def test_loss_equals_numpy(backup, chunk_critic, aggregation, ensemble):
-    settings = {"aggregation": aggregation, "ensemble": ensemble}
+def test_loss_equals_numpy(backup, chunk_critic, aggregation, kappa, ensemble):
+    settings = {"aggregation": aggregation, "kappa": kappa, "ensemble": ensemble}
     learner, batch = example(backup=backup, chunk_critic=chunk_critic, **settings)
     assert (learner.chunk_q is not None) == chunk_critic
     expected = expected_metrics(learner, batch)
@@ -141,24 +142,25 @@ def test_chunks_that_are_not_whole_do_not_count(chunk_critic):
     assert size(jax.tree.map(jnp.subtract, same, counted)) > 1e-3
 
 
-@pytest.mark.parametrize("aggregation", ["min", "mean"])
-def test_extreme_values_leave_the_gradient_finite(aggregation):
-    learner, batch = example(aggregation=aggregation)
+@pytest.mark.parametrize("aggregation, kappa", [("min", 0.0), ("mean", 0.0), ("mean", 9.0)])
+def test_extreme_values_leave_the_gradient_finite(aggregation, kappa):
+    learner, batch = example(aggregation=aggregation, kappa=kappa)
     gradient = eqx.filter_jit(eqx.filter_value_and_grad(lambda x: x.loss(batch, KEY, {})[0]))
     last = lambda x: [m.biases[-1] for q in (x.chunk_q, x.q, x.target_q) for m in q.members]  # noqa: E731
-    for bias in (1e3, -1e3):
+    for bias in (1e3, -1e3, 0.0):
         far = eqx.tree_at(last, learner, replace_fn=lambda x, b=bias: x + b)
         loss, gradients = gradient(far)
         assert np.isfinite(float(loss)) and np.isfinite(size(gradients))
 
 
-@pytest.mark.parametrize("aggregation, ensemble", [("min", 2), ("mean", 3)])
-def test_the_critic_of_goals_and_its_gradient(aggregation, ensemble):
-    learner, batch = example(aggregation=aggregation, ensemble=ensemble)
-    aggregate = np.min if aggregation == "min" else np.mean
+@pytest.mark.parametrize(
+    "aggregation, kappa, ensemble", [("min", 0.0, 2), ("mean", 0.0, 3), ("mean", 0.5, 3)]
+)
+def test_the_critic_of_goals_and_its_gradient(aggregation, kappa, ensemble):
+    learner, batch = example(aggregation=aggregation, kappa=kappa, ensemble=ensemble)
 
     def logit(action, obs=batch.obs, goal=batch.goal):
-        return aggregate(members(learner.target_q, obs, goal, action), axis=0)
+        return reference.aggregate(members(learner.target_q, obs, goal, action), aggregation, kappa)
 
     critic = learner.bind(batch.obs, batch.goal)
     sums = jax.jit(jax.value_and_grad(lambda a: critic(a).sum()))

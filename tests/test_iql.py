@@ -92,9 +92,10 @@ def test_losses_lead_to_the_expectile_fixed_point(expectile, aggregation):
     np.testing.assert_allclose(learners["critic"].v.table, v, atol=2e-4)
 
 
-@pytest.fixture
-def example():
-    config = configured(IQL, width=16, depth=2, discount=0.9, chunk=2, expectile=0.7)
+@pytest.fixture(params=[("min", 0.0), ("mean", 0.5)])
+def example(request):
+    settings = dict(zip(("aggregation", "kappa"), request.param, strict=True))
+    config = configured(IQL, width=16, depth=2, discount=0.9, chunk=2, expectile=0.7, **settings)
     learner = IQL.create(Spec(4, 3, 2), config, jax.random.key(0))
     other = IQL.create(Spec(4, 3, 2), config, jax.random.key(9))
     learner = eqx.tree_at(lambda x: x.target_q, learner, other.q)
@@ -112,7 +113,8 @@ def test_loss_and_metrics_equal_numpy(example):
     q = np.asarray(learner.q(batch.obs, batch.action), np.float64)
     v, next_v = (np.asarray(learner.v(obs), np.float64) for obs in (batch.obs, batch.next_obs))
     backup = np.asarray(batch.reward) + 0.9**2 * np.asarray(batch.mask) * next_v
-    advantage = np.asarray(learner.target_q(batch.obs, batch.action)).min(0) - v
+    hyper, target = learner.hyper, learner.target_q(batch.obs, batch.action)
+    advantage = reference.aggregate(target, hyper.aggregation, hyper.kappa) - v
     expected = {
         "critic_loss": ((q - backup) ** 2).mean(),
         "value_loss": (np.where(advantage > 0, 0.7, 0.3) * advantage**2).mean(),

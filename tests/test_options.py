@@ -29,14 +29,16 @@ def parsed(*words):
 
 
 SHOWN = {
-    (): {"times", "ensemble", "aggregation", "expectile"},
-    ("--method", "fql"): {"times", "ensemble", "aggregation", "expectile", "bc_weight"},
-    ("--method", "qsm-bc"): {*("ensemble", "aggregation", "expectile", "bc_weight", "temperature")},
+    (): {"times", "ensemble", "aggregation", "kappa", "expectile"},
+    ("--method", "fql"): {"times", "ensemble", "aggregation", "kappa", "expectile", "bc_weight"},
+    ("--method", "qsm-bc"): {
+        *("ensemble", "aggregation", "kappa", "expectile", "bc_weight", "temperature")
+    },
     ("--method", "bc"): {"times"},
-    ("--critic", "n-step"): {"times", "ensemble", "aggregation", "expectile", "horizon"},
-    ("--critic", "monte-carlo"): {"times", "ensemble", "aggregation"},
+    ("--critic", "n-step"): {"times", "ensemble", "aggregation", "kappa", "expectile", "horizon"},
+    ("--critic", "monte-carlo"): {"times", "ensemble", "aggregation", "kappa"},
     ("--env", "cube-single-play-oraclerep-v0", "--policy", "p"): {
-        *("ensemble", "aggregation", "goal_current", "goal_trajectory", "goal_sampling"),
+        *("ensemble", "aggregation", "kappa", "goal_current", "goal_trajectory", "goal_sampling"),
         *("critic_chunk", "chunk_critic", "backup", "backup_level", "distill_expectile"),
     },
 }
@@ -150,12 +152,12 @@ def program(kind, config):
 @pytest.mark.parametrize("kind, name", FIELDS)
 def test_every_hyperparameter_is_read(kind, name):
     """Another value makes another program, or networks of other shapes."""
-    usual = LEARNERS[kind].Hyper()
+    usual = LEARNERS[kind].Hyper(**{"aggregation": "mean"} if name == "kappa" else {})
     hint = typing.get_type_hints(LEARNERS[kind].Hyper)[name]
     choices = [v for v in typing.get_args(hint) if v != getattr(usual, name)]
     other = choices[0] if choices else OTHER[hint]
     assert other != getattr(usual, name)
-    config = Config(width=4, depth=1, chunk=2, denoise_steps=2)
+    config = Config(width=4, depth=1, chunk=2, denoise_steps=2).having(usual)
     changed = config.having(dataclasses.replace(usual, **{name: other}))
     assert program(kind, changed) != program(kind, config) == program(kind, config)
 

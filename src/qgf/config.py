@@ -28,8 +28,16 @@ def share(default: float, *, zero: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"share": "[" if zero else "("})
 
 
+def from_zero(default: float) -> Any:
+    """Return a dataclass field whose values are numbers from 0 on."""
+    return dataclasses.field(default=default, metadata={"zero": True})
+
+
 def check_fields(settings: Any) -> None:
-    """Raise UserError unless all numbers of a dataclass are counts, shares or positive."""
+    """Raise UserError unless all numbers of a dataclass are counts, shares or positive.
+
+    Those declared by `from_zero` may also be 0.
+    """
     for field in dataclasses.fields(settings):
         name, value, bracket = (
             field.name,
@@ -41,7 +49,10 @@ def check_fields(settings: Any) -> None:
         elif bracket and not (0 < value <= 1 or (bracket == "[" and value == 0)):
             raise UserError(f"{name} must lie in {bracket}0, 1], got {value}")
         elif not bracket and type(value) in (int, float) and not 0 < value < math.inf:
-            raise UserError(f"{name} must be positive, got {value}")
+            if not field.metadata.get("zero"):
+                raise UserError(f"{name} must be positive, got {value}")
+            if value != 0:
+                raise UserError(f"{name} must be finite and at least 0, got {value}")
 
 
 @dataclass(frozen=True)

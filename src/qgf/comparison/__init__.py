@@ -2,6 +2,7 @@
 
 from qgf.comparison._compare import compare as compare
 from qgf.comparison._costs import count as count, milliseconds as milliseconds
+from qgf.comparison._flops import operations as operations
 from qgf.comparison.leaderboard import markdown as markdown, sections as sections
 from qgf.comparison.protocol import (
     STATES as STATES,

@@ -53,10 +53,29 @@ Aggregation = Literal["min", "mean"]
 
 
 def aggregate(
-    values: Float[Array, "member batch"], how: Aggregation = "min"
+    values: Float[Array, "member batch"], how: Aggregation = "min", kappa: float = 0.0
 ) -> Float[Array, " batch"]:
-    """Reduce an ensemble's values to one per row: the smallest (pessimistic), or the mean."""
-    return values.min(0) if how == "min" else values.mean(0)
+    """Reduce an ensemble's values to one per row: the smallest, or mean − κ · deviation.
+
+    Args:
+        values: Q of every member.
+        how: "min", or "mean", off which κ deviations are taken.
+        kappa: κ, at least 0 and 0 with "min". Of two members, κ = 1 is the smaller one.
+    """
+    if how == "min":
+        return values.min(0)
+    mean = values.mean(0)
+    return mean - kappa * deviation(values) if kappa else mean
+
+
+def deviation(values: Float[Array, "member batch"]) -> Float[Array, " batch"]:
+    """Return √(mean of (Q_i − mean)²), the population's: the members are all there are.
+
+    Where all members agree its gradient is taken as 0, not as the NaN of √0.
+    """
+    variance = jnp.square(values - values.mean(0)).mean(0)
+    differ = variance > 0
+    return jnp.where(differ, jnp.sqrt(jnp.where(differ, variance, 1)), 0)
 
 
 def ensemble_critic(
@@ -64,14 +83,17 @@ def ensemble_critic(
     how: Aggregation,
     obs: Float[Array, "batch obs"],
     action: Float[Array, "batch action"],
+    *,
+    kappa: float = 0.0,
 ) -> Float[Array, " batch"]:
     """Return an ensemble's aggregated Q(s, a), to be differentiated by the action alone.
 
-    The smaller of two has a faster action gradient of its own, which cannot be vmapped.
+    The smaller of two has a faster action gradient of its own, which cannot be vmapped. Means and
+    deviations visit every member, forward and backward.
     """
     if how == "min" and len(ensemble.members) == 2:
         return smaller_q(*ensemble.members, obs, action)
-    return aggregate(ensemble(obs, action), how)
+    return aggregate(ensemble(obs, action), how, kappa)
 
 
 def expectile_loss(difference: Float[Array, " batch"], expectile: float) -> Float[Array, " batch"]:

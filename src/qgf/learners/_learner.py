@@ -9,11 +9,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from qgf.config import Config, Hyper, Spec
+from qgf.config import Config, Hyper, Spec, from_zero
 from qgf.core.critic import Aggregation, Critic, Ensemble, ensemble_critic
 from qgf.core.flow import repeat_rows
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch, GoalDraws
+from qgf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,23 @@ class EnsembleCritic(Learner):
         """Q networks"""
         aggregation: Aggregation = "min"
         """how the ensemble's values become one"""
+        kappa: float = from_zero(0.0)
+        """deviations of the ensemble that are taken off its mean (κ), with --aggregation mean"""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.kappa and self.aggregation != "mean":
+                raise UserError(
+                    f"kappa ({self.kappa}) is taken off the mean of the ensemble; add "
+                    "--aggregation mean, or leave --kappa out"
+                )
 
     def at(self, encoded: Float[Array, "batch state"]) -> Critic:
         """Return the aggregated target Q."""
-        return partial(ensemble_critic, self.target_q, self.hyper.aggregation, encoded)
+        hyper = self.hyper
+        return partial(
+            ensemble_critic, self.target_q, hyper.aggregation, encoded, kappa=hyper.kappa
+        )
 
 
 class GoalCritic(EnsembleCritic):

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qgf.config import Config, Spec, share
-from qgf.core.critic import Aggregation, Ensemble, Value
+from qgf.core.critic import Aggregation, Ensemble, Value, deviation
 from qgf.data.goals import GoalBatch
 from qgf.errors import UserError
 from qgf.learners._learner import GoalCritic
@@ -85,13 +85,14 @@ class DQC(GoalCritic):
             expectile = hyper.distill_expectile
             values["chunk_q"] = chunk_q = self.chunk_q(state, batch.long_action)
             losses["chunk_loss"] = optax.sigmoid_binary_cross_entropy(chunk_q, backup)
-            target = jax.nn.sigmoid(pool(jax.lax.stop_gradient(chunk_q), hyper.aggregation))
+            pooled = pool(jax.lax.stop_gradient(chunk_q), hyper.aggregation, hyper.kappa)
+            target = jax.nn.sigmoid(pooled)
 
         values["q"] = q = self.q(state, batch.action)
         losses["critic_loss"] = expectile_cross_entropy(q, target, expectile)
 
         target_q = jax.lax.stop_gradient(self.target_q(state, batch.action))
-        target_q = pool(target_q, hyper.aggregation)
+        target_q = pool(target_q, hyper.aggregation, hyper.kappa)
         values["v"] = v = self.v(state)
         if hyper.backup == "quantile":
             losses["value_loss"] = quantile_loss(target_q - v, hyper.backup_level)
@@ -115,11 +116,22 @@ class DQC(GoalCritic):
         return self.config.discount**steps * jnp.where(batch.distance <= horizon, 1, next_v)
 
 
-def pool(logits: Float[Array, "member batch"], how: Aggregation) -> Float[Array, " batch"]:
-    """Return the logit of the members' smallest or mean value, a value being sigmoid(logit)."""
+def pool(
+    logits: Float[Array, "member batch"], how: Aggregation, kappa: float = 0.0
+) -> Float[Array, " batch"]:
+    """Return the logit of the members' aggregated value, a value being sigmoid(logit).
+
+    As with `aggregate`; where that is 0 or below it counts as the smallest positive number, whose
+    logit is finite.
+    """
     if how == "min":
         return logits.min(0)
     yes, no = (jax.nn.logsumexp(jax.nn.log_sigmoid(x), axis=0) for x in (logits, -logits))
+    if not kappa:
+        return yes - no
+    less = kappa * deviation(jax.nn.sigmoid(logits))
+    both = jnp.exp(yes) / len(logits) - less, jnp.exp(no) / len(logits) + less
+    yes, no = (jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny)) for x in both)
     return yes - no
 
 

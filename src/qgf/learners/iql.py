@@ -55,7 +55,7 @@ class IQL(EnsembleCritic):
 
         target = jax.lax.stop_gradient(self.target_q(state, batch.action))
         v = self.v(state)
-        advantage = aggregate(target, hyper.aggregation) - v
+        advantage = aggregate(target, hyper.aggregation, hyper.kappa) - v
         value_loss = expectile_loss(advantage, hyper.expectile).mean()
         metrics = {
             "critic_loss": critic_loss,
