@@ -14,7 +14,7 @@ from qgf.config import PRESETS
 from qgf.methods import GUIDANCE, METHODS
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("training", "dqc", "latency", "collecting", "evaluating")
+PARTS = ("training", "dqc", "latency", "aggregation", "collecting", "evaluating")
 PAGES = ("README.md", "docs/results.md", "docs/performance.md")
 
 
