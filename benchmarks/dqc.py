@@ -50,7 +50,7 @@ def _turn(kind: str, config: Config):
             data,
             data.obs[:, :GOAL],
             end,
-            long=draws.long(config.chunk),
+            long=draws.ahead() or config.chunk,
             discount=config.discount,
             p_current=draws.goal_current,
             p_trajectory=draws.goal_trajectory,

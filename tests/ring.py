@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from learning import configured
+from learning import Episodes, configured
 
 from qgf.config import Spec
-from qgf.data.dataset import Chunks, trajectory_ends
+from qgf.data.dataset import Chunks, Dataset, trajectory_ends
 from qgf.data.goals import GoalChunks
+from qgf.data.trajectories import Trajectories
 from qgf.run._update import _average_targets, _split
 
 STATES, WALK, CHUNK, LONG = 20, 9, 2, 4
@@ -63,16 +64,21 @@ def distance(state, goal):
     return -(-np.minimum(right, STATES - right) // 2)
 
 
-def walks():
-    """All walks from all states in both directions, as chunks with goals."""
+def all_walks():
+    """States and actions, [walk, row], of all walks from all states in both directions."""
     sizes = 1 + np.array(list(np.ndindex(*[2] * WALK)))
     moves = np.tile(np.concatenate([-sizes, sizes]), (STATES, 1))
     first = np.repeat(np.arange(STATES), 2 * len(sizes))[:, None]
     state = (first + np.pad(moves.cumsum(1), ((0, 0), (1, 0)))) % STATES
-    action = np.pad(moves, ((0, 0), (0, 1))) / 2
-    terminals = np.tile(np.arange(WALK + 1) == WALK, len(moves)).astype(np.float32)
+    return state, np.pad(moves, ((0, 0), (0, 1))) / 2
+
+
+def walks():
+    """All walks as chunks with goals."""
+    state, action = all_walks()
+    terminals = np.tile(np.arange(WALK + 1) == WALK, len(state)).astype(np.float32)
     inside = np.arange(WALK + 1) <= WALK - CHUNK
-    start = np.flatnonzero(np.tile(inside, len(moves))).astype(np.int32)
+    start = np.flatnonzero(np.tile(inside, len(state))).astype(np.int32)
     obs = state.reshape(-1, 1).astype(np.float32)
     chunks = Chunks(
         obs=obs,
@@ -96,9 +102,32 @@ def walks():
     return jax.device_put(goals)
 
 
-def learn(learner, *, steps, rate=0.05, batch_size=4096):
-    """The learner after Adam on the walks, its step size falling to 0, and Polyak averaging."""
-    data = walks()
+def walks_to_0():
+    """All walks as chunks for one task, which is solved at state 0 and pays -1 per step before.
+
+    Observations are [state, 0], as those of goals.
+    """
+    state, action = all_walks()
+    last = np.tile(np.arange(WALK + 1) == WALK, len(state))
+    arrives = np.pad(state[:, 1:] == 0, ((0, 0), (0, 1))).ravel()
+    recorded = Trajectories(
+        observation=np.stack([state.ravel(), 0 * state.ravel()], 1).astype(np.float32),
+        action=action.reshape(-1, 1).astype(np.float32),
+        last=last,
+        reward=np.full(len(last), -1, np.float32),
+        terminated=arrives,
+    )
+    data = Dataset(Episodes(recorded), chunk=CHUNK, discount=DISCOUNT, horizon=LONG)
+    return jax.device_put(data.chunks(data.source.split("train")))
+
+
+def learn(learner, *, steps, rate=0.05, batch_size=4096, data=None):
+    """The learner after Adam on the walks, its step size falling to 0, and Polyak averaging.
+
+    Args:
+        data: by default with goals.
+    """
+    data = data or walks()
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     trained, _ = _split({"critic": learner})
 

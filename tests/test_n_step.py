@@ -1,22 +1,21 @@
 """Returns of n steps against a slow loop, their limits, and a chain that is solved at once."""
 
 import dataclasses
-from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import configured
+from learning import Episodes, configured
 
 from qgf.config import Spec
 from qgf.data.dataset import Dataset
-from qgf.data.manifest import Shard
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 from qgf.learners.iql import IQL
 from qgf.learners.n_step import NStepIQL
+from qgf.learners.task_dqc import TaskDQC
 
 H, DISCOUNT = 3, 0.9
 LENGTHS = (3, 7, 12, 5)  # actions of each episode
@@ -37,24 +36,6 @@ def episodes(*, unseen=False, solved=()):
         terminated=terminated,
         unseen=last if unseen else None,
     )
-
-
-class Episodes:
-    """A source of one shard."""
-
-    name, rewards, rewarded, origin, parts = "some", "those of the data", True, (), ()
-
-    def __init__(self, recorded):
-        self.recorded, self.folder, self.widths = recorded, Path("recorded"), (2, 1)
-
-    def split(self, split):
-        return [Shard("a", split, len(LENGTHS), len(self.recorded.last), "")]
-
-    def read(self, shard):
-        return self.recorded
-
-    def intact(self, shard):
-        return True
 
 
 def batch(recorded, horizon):
@@ -86,6 +67,15 @@ def test_returns_are_those_of_a_walk_along_the_episode(unseen, horizon):
         assert found.ahead.discount[i] == pytest.approx(weight, rel=1e-5)
         if weight:
             np.testing.assert_array_equal(found.ahead.next_obs[i], recorded.observation[at])
+        # The actions of the whole horizon; past what was recorded the last of them again.
+        end = row + 1
+        while end - row < horizon and not recorded.last[end]:
+            if unseen and recorded.last[end + 1] and not recorded.terminated[end]:
+                break
+            end += 1
+        actions = [recorded.action[min(row + k, end - 1), 0] for k in range(horizon)]
+        np.testing.assert_array_equal(found.ahead.action[i], actions)
+        assert found.ahead.whole[i] == (end - row == horizon or not weight)
 
 
 def learner(kind, **settings):
@@ -98,6 +88,31 @@ def test_over_one_chunk_it_is_iql():
     pair = learner(NStepIQL, horizon=H), learner(IQL)
     ours, theirs = (float(one.loss(data, jax.random.key(0), {})[0]) for one in pair)
     assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def scaled(tree, by):
+    return [by * np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("horizon", [H, 5])
+def test_dqc_without_a_chunk_critic_is_n_step_iql(horizon):
+    """Chunks of the policy's length make it IQL: Q has half of its error, which Adam ignores."""
+    chunks, data = batch(episodes(solved=[(2, 4)]), horizon)
+    assert data.ahead.whole.sum() > 0 and (horizon == H or not data.ahead.whole.all())
+    data = chunks.take(np.flatnonzero(data.ahead.whole))
+    theirs = learner(NStepIQL, horizon=horizon, expectile=0.7)
+    settings = {"critic_chunk": horizon, "backup": "expectile", "backup_level": 0.7}
+    ours = learner(TaskDQC, chunk_critic=False, **settings)
+    networks = lambda x: (x.q, x.target_q, x.v)  # noqa: E731
+    ours = eqx.tree_at(networks, ours, networks(theirs))
+    key = jax.random.key(0)
+    gradient, expected = (
+        eqx.filter_grad(lambda x: x.loss(data, key, {})[0])(x) for x in (ours, theirs)
+    )
+    for name, by in (("q", 0.5), ("v", 1.0)):
+        pair = scaled(getattr(gradient, name), 1), scaled(getattr(expected, name), by)
+        for one, other in zip(*pair, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 class Fixed(eqx.Module):

@@ -36,6 +36,10 @@ SHOWN = {
     },
     ("--method", "bc"): {"times"},
     ("--critic", "n-step"): {"times", "ensemble", "aggregation", "kappa", "expectile", "horizon"},
+    ("--critic", "task-dqc"): {
+        *("times", "ensemble", "aggregation", "kappa", "critic_chunk", "chunk_critic"),
+        *("backup", "backup_level", "distill_expectile"),
+    },
     ("--critic", "monte-carlo"): {"times", "ensemble", "aggregation", "kappa"},
     ("--env", "cube-single-play-oraclerep-v0", "--policy", "p"): {
         *("ensemble", "aggregation", "kappa", "goal_current", "goal_trajectory", "goal_sampling"),
@@ -88,7 +92,7 @@ def test_the_hyperparameters_of_a_base_run_stand_for_those_not_given(run, tmp_pa
             ["--bc-weight", "1"],
             "--bc-weight has no effect: fql, edp, dac, qsm-bc have it",
         ),
-        (["--no-chunk-critic"], "--chunk-critic has no effect: dqc have it"),
+        (["--no-chunk-critic"], "--chunk-critic has no effect: dqc, task-dqc have it"),
         (["--method", "bc", "--expectile=0.5"], "iql, n-step, goal-iql have it .* trained is bc$"),
         (["--policy", "p", "--times", "grid"], "bc, cfgrl, edp have it .* trained is iql$"),
     ],
@@ -130,16 +134,18 @@ def program(kind, config):
     if goal:
         draws = config.of(LEARNERS[kind].Hyper)
         chances = draws.goal_current, draws.goal_trajectory, draws.goal_sampling
-        data = GoalChunks(data, obs, jnp.full(20, 29), draws.long(2), 0.9, *chances)
-    ahead = getattr(config.of(LEARNERS[kind].Hyper), "horizon", None)
+        data = GoalChunks(data, obs, jnp.full(20, 29), draws.ahead() or 2, 0.9, *chances)
+    ahead = config.of(LEARNERS[kind].Hyper).ahead()
     needed = {"policy": "bc", "critic": "iql", "qam": "qam"}
     held = {r: LEARNERS[k].create(spec, config, KEY) for r, k in needed.items()}
     learner = LEARNERS[kind].create(spec, config, KEY)
 
     def compute(learner, held):
         batch = data.sample(KEY, 4)
-        if ahead:  # as the data are cut: n rewards of 1
-            batch = batch._replace(ahead=Ahead(jnp.full(4, float(ahead)), batch.mask, batch.obs))
+        if ahead and not goal:  # as the data are cut: n rewards of 1
+            reward, action = jnp.full(4, float(ahead)), jnp.ones((4, ahead))
+            follows = Ahead(reward, batch.mask, batch.obs, action, whole=batch.mask)
+            batch = batch._replace(ahead=follows)
         bound = learner.bind(batch.obs, batch.goal if goal else None)
         acted = bound(batch.action) if isinstance(learner, EnsembleCritic) else None
         return learner.loss(batch, KEY, held)[0], acted

@@ -88,7 +88,8 @@ class Train:
     seeds: str | None = None
     """several seeds at once instead: 0..9 or 0,3,5"""
     critic: str | None = None
-    """kind of the critic: iql for a task; for goals dqc (the default there) or goal-iql"""
+    """kind of the critic: for a task iql (by default), n-step, monte-carlo or task-dqc; for goals
+    dqc (the default there) or goal-iql"""
     policy: Path | None = None
     """a run whose policy is used as it is; only the critic is trained"""
     base: Path | None = None

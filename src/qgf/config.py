@@ -66,6 +66,10 @@ class Hyper:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def ahead(self) -> int | None:
+        """Return the environment steps that a learner looks ahead, or None for those of a chunk."""
+        return None
+
 
 Own = TypeVar("Own", bound=Hyper)
 

@@ -5,7 +5,6 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from qgf.config import Hyper, Spec
+from qgf.config import Spec
 from qgf.data.manifest import Shard
 from qgf.data.source import Source
 from qgf.data.trajectories import Trajectories
@@ -23,24 +22,20 @@ from qgf.errors import UserError
 Part = dict[str, np.ndarray]  # what is cut from one shard
 
 
-@dataclass(frozen=True)
-class Horizon(Hyper):
-    """What a learner has that looks farther ahead than a chunk."""
-
-    horizon: int = 25
-    """environment steps whose rewards are counted before a value is taken, at least a chunk"""
-
-
 class Ahead(NamedTuple):
     """What follows the first action of a chunk over n steps, or fewer where they were not recorded.
 
     reward is Σ_{i<k} γ^i r_{t+i}, counted up to the step that solves the task; discount is γ^k,
-    or 0 where it was solved; next_obs is s_{t+k}, the last that was recorded of these.
+    or 0 where it was solved; next_obs is s_{t+k}, the last that was recorded of these. action is
+    a_t … a_{t+n-1}, the last that was recorded again in the place of those that were not; whole is
+    1 where all were, or the task was solved before.
     """
 
     reward: Float[Array, " batch"]
     discount: Float[Array, " batch"]
     next_obs: Float[Array, "batch obs"]
+    action: Float[Array, "batch n*action"] | None = None
+    whole: Float[Array, " batch"] | None = None
 
 
 class Batch(NamedTuple):
@@ -77,7 +72,8 @@ class Chunks(eqx.Module):
     length: int = eqx.field(static=True)
     return_to_go: Float[Array | np.ndarray, " chunk"] | None = None
     critic: int | None = eqx.field(static=True, default=None)
-    ahead: Ahead | None = None  # with rows in the place of observations
+    ahead: Ahead | None = None  # with rows in the place of observations, and without actions
+    horizon: int | None = eqx.field(static=True, default=None)
 
     @property
     def for_critic(self) -> int:
@@ -99,8 +95,16 @@ class Chunks(eqx.Module):
         )
 
     def _ahead(self, index: Int[Array | np.ndarray, " batch"]) -> Ahead:
-        reward, discount, row = (values[index] for values in self.ahead)
-        return Ahead(reward, discount, self.obs[row])
+        reward, discount, end = (values[index] for values in self.ahead[:3])
+        start = self.start[index]
+        row = jnp.minimum(start[:, None] + jnp.arange(self.horizon), end[:, None] - 1)
+        return Ahead(
+            reward,
+            discount,
+            next_obs=self.obs[end],
+            action=self.action[row].reshape(len(start), -1),
+            whole=jnp.asarray((end - start == self.horizon) | (discount == 0), jnp.float32),
+        )
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> Batch:
         """Return `batch_size` chunks that a critic can learn from, uniformly with replacement."""
@@ -171,7 +175,10 @@ class Dataset:
             UserError: the horizon is shorter than a chunk.
         """
         if horizon is not None and horizon < chunk:
-            raise UserError(f"--horizon must be at least the chunk of {chunk} steps, got {horizon}")
+            raise UserError(
+                f"--horizon and --critic-chunk must be at least the chunk of {chunk} steps, got "
+                f"{horizon}"
+            )
         self.source = source
         self.chunk = chunk
         self.discount = discount
@@ -215,6 +222,7 @@ class Dataset:
             return_to_go=joined(parts, "return_to_go")[order],
             critic=int(len(blind) - blind.sum()) if blind.any() else None,
             ahead=None if self.horizon is None else self._join_ahead(parts, order),
+            horizon=self.horizon,
         )
 
     def _join_ahead(self, parts: list[Part], order: np.ndarray | slice) -> Ahead:

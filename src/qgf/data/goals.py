@@ -49,10 +49,6 @@ class GoalDraws(Hyper):
                 f"{shares[0]} and {shares[1]}"
             )
 
-    def long(self, chunk: int) -> int:
-        """Return the steps of the critic's longer chunk; of a critic without one, the policy's."""
-        return chunk
-
 
 class GoalBatch(NamedTuple):
     """A batch of chunks s_t, a_t … a_{t+h-1}, s_{t+h} and a goal for each.
@@ -171,7 +167,7 @@ class GoalDataset(Dataset):
             super()._join(parts),
             joined(parts, "goal"),
             joined_rows(parts, "end"),
-            long=draws.long(self.chunk),
+            long=draws.ahead() or self.chunk,
             discount=self.discount,
             p_current=draws.goal_current,
             p_trajectory=draws.goal_trajectory,

@@ -24,6 +24,7 @@ from qgf.learners.n_step import NStepIQL
 from qgf.learners.qam import QAM
 from qgf.learners.qsm_bc import QSM
 from qgf.learners.robust_q import RobustQ
+from qgf.learners.task_dqc import TaskDQC
 
 # A run's learners have roles; a role's learner is of the kind of the same name, but for these.
 DEFAULT_KINDS = {"policy": "bc", "critic": "iql"}
@@ -44,6 +45,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "n-step": NStepIQL,
     "dqc": DQC,
     "goal-iql": GoalIQL,
+    "task-dqc": TaskDQC,
 }
 # What --critic names: critics that learn from the data alone.
 CRITICS = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Float
 
-from qgf.data.dataset import Batch, Horizon
+from qgf.data.dataset import Batch
 from qgf.learners.iql import IQL
 
 
@@ -17,10 +17,14 @@ class NStepIQL(IQL):
     """
 
     @dataclass(frozen=True)
-    class Hyper(Horizon, IQL.Hyper):
-        pass
+    class Hyper(IQL.Hyper):
+        horizon: int = 25
+        """environment steps whose rewards are counted before a value is taken, at least a chunk"""
+
+        def ahead(self) -> int:
+            return self.horizon
 
     def following(
         self, batch: Batch
     ) -> tuple[Float[Array, " batch"], Float[Array, " batch"], Float[Array, "batch obs"]]:
-        return batch.ahead
+        return batch.ahead[:3]

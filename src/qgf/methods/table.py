@@ -285,6 +285,11 @@ METHODS: dict[str, Method] = {
         "qgf with a critic of returns over n steps",
         critic="n-step",
     ),
+    "qgf-dqc": _test_time(
+        _estimator("qgf"),
+        "qgf with a critic of longer chunks, distilled to the policy's",
+        critic="task-dqc",
+    ),
     "gradstep": Method(
         "test-time",
         ("policy", "critic"),

@@ -17,7 +17,7 @@ import numpy as np
 
 from qgf._progress import progress
 from qgf.config import Config, check_seeds
-from qgf.data.dataset import Chunks, Dataset, Horizon, rotation
+from qgf.data.dataset import Chunks, Dataset, rotation
 from qgf.data.goals import GoalChunks, GoalDataset, GoalDraws
 from qgf.data.normalization import Normalization, Normalized, fit
 from qgf.data.readers import Fields, Recording, convert, own
@@ -108,7 +108,7 @@ def train(
         fields: which fields of the recorded episodes are used, where the task does not say it.
         seeds: all are trained at once, in one compiled program.
         method: a name of METHODS; "qgf" is a flow policy (BC) and a critic (IQL).
-        critic: kind of the critic: "iql" for a task, "dqc" or "goal-iql" for goals.
+        critic: kind of the critic, a name of CRITICS: "iql" for a task, "dqc" for goals, …
         policy: a run whose policy is taken as it is.
         base: a run of which every learner the method needs is taken as it is.
         resume: continue the run in `out`; a larger config.steps prolongs it.
@@ -310,8 +310,9 @@ def _dataset(
         if issubclass(hyper, GoalDraws):
             own = config_of(load_record(sources[role]), role) if role in sources else config
             return GoalDataset(source, own.of(hyper), **size)
-        if issubclass(hyper, Horizon) and role not in sources:
-            return Dataset(source, **size, horizon=config.of(hyper).horizon)
+        ahead = config.of(hyper).ahead()
+        if ahead and role not in sources:
+            return Dataset(source, **size, horizon=ahead)
     return Dataset(source, **size)
 
 
