@@ -40,6 +40,7 @@ SHOWN = {
         *("times", "ensemble", "aggregation", "kappa", "critic_chunk", "chunk_critic"),
         *("backup", "backup_level", "distill_expectile"),
     },
+    ("--method", "qgf-emaq"): {"times", "ensemble", "aggregation", "kappa", "next_samples"},
     ("--critic", "monte-carlo"): {"times", "ensemble", "aggregation", "kappa"},
     ("--env", "cube-single-play-oraclerep-v0", "--policy", "p"): {
         *("ensemble", "aggregation", "kappa", "goal_current", "goal_trajectory", "goal_sampling"),

@@ -16,6 +16,7 @@ from qgf.learners.dac import DAC
 from qgf.learners.distill import Distilled
 from qgf.learners.dqc import DQC
 from qgf.learners.edp import EDP
+from qgf.learners.emaq import EMaQ
 from qgf.learners.fql import FQL
 from qgf.learners.goal_iql import GoalIQL
 from qgf.learners.iql import IQL
@@ -46,6 +47,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "dqc": DQC,
     "goal-iql": GoalIQL,
     "task-dqc": TaskDQC,
+    "emaq": EMaQ,
 }
 # What --critic names: critics that learn from the data alone.
 CRITICS = {

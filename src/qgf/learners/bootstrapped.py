@@ -26,6 +26,11 @@ class Bootstrapped(EnsembleCritic):
     config: Config = eqx.field(static=True)
     needs: ClassVar[tuple[str, ...]] = ("qam",)
 
+    @property
+    def draws(self) -> int:
+        """How many samples of the actor there are of s', of which the best follows."""
+        return 1
+
     @classmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "Bootstrapped":
         q = Ensemble(
@@ -41,11 +46,13 @@ class Bootstrapped(EnsembleCritic):
     def loss(
         self, batch: Batch, key: PRNGKeyArray, others: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
-        config = self.config
-        noise = jax.random.normal(key, batch.action.shape)
-        velocity = others["qam"].bind(batch.next_obs)
+        config, n = self.config, self.draws
+        rows, size = batch.action.shape
+        noise = jax.random.normal(key, (n * rows, size))
+        velocity = others[self.needs[0]].bind(batch.next_obs, repeats=n)
         next_action = euler(velocity, noise, steps=config.denoise_steps)
-        next_q = jax.lax.stop_gradient(self.bind(batch.next_obs)(next_action))
+        next_q = self.bind(batch.next_obs, repeats=n)(next_action).reshape(n, rows).max(0)
+        next_q = jax.lax.stop_gradient(next_q)
         backup = batch.reward + config.discount**config.chunk * batch.mask * next_q
         q = self.q(batch.obs, batch.action)
         loss = jnp.square(q - backup).mean()

@@ -290,6 +290,11 @@ METHODS: dict[str, Method] = {
         "qgf with a critic of longer chunks, distilled to the policy's",
         critic="task-dqc",
     ),
+    "qgf-emaq": _test_time(
+        _estimator("qgf"),
+        "qgf with a critic of the best of a few cloned actions",
+        critic="emaq",
+    ),
     "gradstep": Method(
         "test-time",
         ("policy", "critic"),

@@ -39,7 +39,7 @@ from qgf.files import (
 )
 from qgf.learners import LEARNERS, Learner
 
-LATER = ("n-step", "task-dqc")  # learners that there were not yet up to format 2
+LATER = ("n-step", "task-dqc", "emaq")  # learners that there were not yet up to format 2
 Tree = TypeVar("Tree")
 RECORD = {
     "env": str,
