@@ -16,7 +16,7 @@ from qgf._parsing import parse
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import _arms, _named, evaluate
 from qgf.learners import LEARNERS
-from qgf.methods.table import ALIASES, METHODS, find_method, format_methods, kinds_of
+from qgf.methods.table import ALIASES, METHODS, find_method, format_methods, kinds_of, settings
 from qgf.run.checkpoint import load_learner, load_record
 from qgf.run.trainer import train
 
@@ -100,6 +100,17 @@ def test_critic_of_one_run_guides_the_policy_of_another(base, data, obs, tmp_pat
     own = qgf.load(base, method="qgf").act(obs, key=KEY, weight=1.0)
     plain = qgf.load(base, method="bc").act(obs, key=KEY)
     assert abs(guided - own).max() > 1e-6 and abs(guided - plain).max() > 1e-6
+
+
+def test_ifql_is_the_best_of_32_under_the_usual_critic(base, obs):
+    assert settings("ifql") == [(0.0, 32)]
+    assert kinds_of(METHODS["ifql"]) == kinds_of(METHODS["bfn"])
+    assert LEARNERS["iql"].Hyper().expectile == 0.9
+    ours, best = (
+        qgf.load(base, method=name, seed=5).act(obs, key=KEY, samples=32)
+        for name in ("ifql", "bfn")
+    )
+    assert ours.tobytes() == best.tobytes()
 
 
 def test_distilled_flow_needs_no_task(base, data, policy_run, tmp_path):

@@ -210,15 +210,15 @@ _test_time = partial(
 )
 
 
-def _best_of(samples: int) -> Method:
+def _best_of(samples: int, reference: str = QGF_PAPER, paper: str = "N of 4, 16") -> Method:
     return Method(
         "test-time",
         ("policy", "critic"),
         unguided("policy"),
         "of N cloned actions the one with the highest Q",
-        QGF_PAPER,
+        reference,
         samples=(samples,),
-        paper="N of 4, 16",
+        paper=paper,
     )
 
 
@@ -265,6 +265,7 @@ METHODS: dict[str, Method] = {
     ),
     "bfn": _best_of(16),
     "bfn-4": _best_of(4),
+    "ifql": _best_of(32, "arXiv 2502.02538", "N of 32, expectile 0.9"),
     "qgf+bfn": _test_time(
         _estimator("qgf"),
         "of N guided actions the one with the highest Q",
