@@ -222,6 +222,10 @@ def _best_of(samples: int, reference: str = QGF_PAPER, paper: str = "N of 4, 16"
     )
 
 
+def _under(critic: str, what: str) -> Method:
+    return _test_time(_estimator("qgf"), f"qgf with {what}", critic=critic)
+
+
 _extra = partial(
     Method,
     "extra network",
@@ -271,31 +275,11 @@ METHODS: dict[str, Method] = {
         "of N guided actions the one with the highest Q",
         samples=(4,),
     ),
-    "qgf-bootstrapped": _test_time(
-        _estimator("qgf"),
-        "qgf with the bootstrapped critic of qam",
-        critic="bootstrapped",
-    ),
-    "qgf-monte-carlo": _test_time(
-        _estimator("qgf"),
-        "qgf with a critic of the data's own returns",
-        critic="monte-carlo",
-    ),
-    "qgf-n-step": _test_time(
-        _estimator("qgf"),
-        "qgf with a critic of returns over n steps",
-        critic="n-step",
-    ),
-    "qgf-dqc": _test_time(
-        _estimator("qgf"),
-        "qgf with a critic of longer chunks, distilled to the policy's",
-        critic="task-dqc",
-    ),
-    "qgf-emaq": _test_time(
-        _estimator("qgf"),
-        "qgf with a critic of the best of a few cloned actions",
-        critic="emaq",
-    ),
+    "qgf-bootstrapped": _under("bootstrapped", "the bootstrapped critic of qam"),
+    "qgf-monte-carlo": _under("monte-carlo", "a critic of the data's own returns"),
+    "qgf-n-step": _under("n-step", "a critic of returns over n steps"),
+    "qgf-dqc": _under("task-dqc", "a critic of longer chunks, distilled to the policy's"),
+    "qgf-emaq": _under("emaq", "a critic of the best of a few cloned actions"),
     "gradstep": Method(
         "test-time",
         ("policy", "critic"),
