@@ -197,9 +197,7 @@ class Dataset:
             ) from None
 
     def _join(self, parts: list[Part]) -> eqx.Module:
-        blind = joined(parts, "blind")
-        # Those that a critic can learn from come first; without others nothing is moved.
-        order = np.argsort(blind, kind="stable") if blind.any() else slice(None)
+        blind, order = joined(parts, "blind"), chunk_order(parts)
         if blind.all():
             raise UserError(
                 "every chunk ends where the recording does, and the observation there was not "
@@ -294,6 +292,15 @@ def trajectory_ends(
 def joined(parts: list[Part], name: str) -> np.ndarray:
     """Return the parts' arrays of that name, one after the other."""
     return np.concatenate([part[name] for part in parts])
+
+
+def chunk_order(parts: list[Part]) -> Int[np.ndarray, " chunk"] | slice:
+    """Return the order of the parts' joined chunks: those that a critic can learn from come first.
+
+    Without others nothing is moved.
+    """
+    blind = joined(parts, "blind")
+    return np.argsort(blind, kind="stable") if blind.any() else slice(None)
 
 
 def joined_rows(parts: list[Part], name: str) -> Int[np.ndarray, " chunk"]:

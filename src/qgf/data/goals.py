@@ -16,6 +16,7 @@ from qgf.data.dataset import (
     Chunks,
     Dataset,
     Part,
+    chunk_order,
     joined,
     joined_rows,
     trajectory_ends,
@@ -170,7 +171,7 @@ class GoalDataset(Dataset):
         return GoalChunks(
             super()._join(parts),
             joined(parts, "goal"),
-            joined_rows(parts, "end"),
+            joined_rows(parts, "end")[chunk_order(parts)],
             long=draws.long(self.chunk),
             discount=self.discount,
             p_current=draws.goal_current,
