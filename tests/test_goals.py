@@ -1,17 +1,16 @@
 """Goals of chunks against slow loops over the rows, and against exact frequencies."""
 
 import functools
-from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sources import Episodes
 
 from qgf.data.dataset import Chunks, trajectory_ends
 from qgf.data.goals import FAR, GoalChunks, GoalDataset, GoalDraws
-from qgf.data.manifest import Shard
 from qgf.data.trajectories import Trajectories
 from qgf.learners import DQC
 from qgf.tasks import find_task
@@ -141,39 +140,15 @@ def test_the_goal_is_independent_of_the_chunk():
     assert shares == pytest.approx([0.5, 0.5], abs=0.02)
 
 
-class Recorded:
-    """Trajectories of such lengths whose row r shows [r], none of whose last rows was recorded."""
-
-    folder, name, rewards, rewarded = Path("some"), "some", "none", False
-    origin, parts, widths = (), (), (1, 1)
-
-    def __init__(self, *lengths):
-        self.last = np.isin(np.arange(sum(lengths)), np.cumsum(lengths) - 1)
-
-    def split(self, split):
-        return [Shard("some.npz", split, 1, len(self.last), "")]
-
-    def intact(self, shard):
-        return True
-
-    def read(self, shard):
-        row = np.arange(len(self.last), dtype=np.float32)
-        return Trajectories(
-            observation=row[:, None],
-            action=row[:, None],
-            last=self.last,
-            terminated=np.zeros_like(self.last),
-            reward=np.zeros_like(row),
-            unseen=self.last,
-        )
-
-
 def test_chunks_keep_their_own_ends_where_last_observations_were_not_recorded():
     """Those that end there are moved behind all others."""
-    source = Recorded(*LENGTHS)
+    row = np.arange(ROWS, dtype=np.float32)
+    last, none = np.isin(row, LAST), np.zeros(ROWS, bool)
+    recorded = Trajectories(row[:, None], row[:, None], last, none, row, unseen=last)
+    source = Episodes(recorded)
     chunks = GoalDataset(source, GoalDraws(), chunk=CHUNK, discount=0.9).validation()
     start = chunks.chunks.start
-    assert chunks.chunks.for_critic == len(start) - len(LENGTHS)
+    assert chunks.chunks.counts.critic == len(start) - len(LENGTHS)
     assert chunks.end.tolist() == [LAST[r <= LAST][0] - 1 for r in start]
 
 

@@ -1,7 +1,6 @@
 """Returns of n steps against a slow loop, their limits, and a chain that is solved at once."""
 
 import dataclasses
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -9,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from learning import configured
+from sources import Episodes
 
 from qgf.config import Spec
 from qgf.data.dataset import Dataset
-from qgf.data.manifest import Shard
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 from qgf.learners.iql import IQL
@@ -39,28 +38,10 @@ def episodes(*, unseen=False, solved=()):
     )
 
 
-class Episodes:
-    """A source of one shard."""
-
-    name, rewards, rewarded, origin, parts = "some", "those of the data", True, (), ()
-
-    def __init__(self, recorded):
-        self.recorded, self.folder, self.widths = recorded, Path("recorded"), (2, 1)
-
-    def split(self, split):
-        return [Shard("a", split, len(LENGTHS), len(self.recorded.last), "")]
-
-    def read(self, shard):
-        return self.recorded
-
-    def intact(self, shard):
-        return True
-
-
 def batch(recorded, horizon):
     data = Dataset(Episodes(recorded), chunk=H, discount=DISCOUNT, horizon=horizon)
     chunks = jax.device_put(data.chunks(data.source.split("train")))
-    return chunks, chunks.take(np.arange(chunks.for_critic))
+    return chunks, chunks.take(np.arange(chunks.counts.critic))
 
 
 @pytest.mark.parametrize("unseen", [False, True])
@@ -68,7 +49,7 @@ def batch(recorded, horizon):
 def test_returns_are_those_of_a_walk_along_the_episode(unseen, horizon):
     recorded = episodes(unseen=unseen, solved=[(1, 6), (2, 4)])
     chunks, found = batch(recorded, horizon)
-    for i, row in enumerate(np.asarray(chunks.start)[: chunks.for_critic]):
+    for i, row in enumerate(np.asarray(chunks.start)[: chunks.counts.critic]):
         total, weight, at = 0.0, 1.0, row
         while True:
             total += weight * recorded.reward[at]
