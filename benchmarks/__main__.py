@@ -16,13 +16,13 @@ from typing import Literal, get_args
 import jax
 import tyro
 
-from benchmarks import against as others, collecting, dqc, evaluating, latency, training
+from benchmarks import against as others, collecting, dqc, evaluating, latency, streaming, training
 from qgf.errors import UserError
 from qgf.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Part = Literal["training", "latency", "collecting", "evaluating", "dqc"]
+Part = Literal["training", "latency", "collecting", "evaluating", "dqc", "streaming", "reading"]
 
 
 def main(
@@ -41,7 +41,8 @@ def main(
         against: root of another checkout of this project: its figures and ours, in turns.
         rounds: how often each of the two measures each part.
     """
-    conditions = {"commit": others.commit(ROOT), "seconds": seconds}
+    conditions = {"commit": others.commit(ROOT), "seconds": seconds, "seed": 0}
+    conditions["load_before"] = os.getloadavg()[0]
     if against is not None:
         there = against.resolve()
         conditions |= {"against": others.commit(there), "rounds": rounds}
@@ -73,6 +74,8 @@ def _measures(seconds: float) -> dict[str, Callable[[], dict]]:
         "collecting": collecting.measure,
         "evaluating": lambda: {"5 weights x 20 episodes": evaluating.measure(peer)},
         "dqc": lambda: dqc.measure(seconds),
+        "streaming": streaming.measure,
+        "reading": streaming.reading,
     }
 
 

@@ -14,7 +14,8 @@ from qgf.config import PRESETS
 from qgf.methods import GUIDANCE, METHODS
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("training", "dqc", "latency", "collecting", "evaluating")
+PARTS = dict.fromkeys(("training", "dqc", "latency", "collecting", "evaluating"), "benchmarks")
+PARTS |= dict.fromkeys(("streaming", "reading"), "streaming")  # in which file of results/
 PAGES = ("README.md", "docs/results.md", "docs/performance.md")
 
 
@@ -67,7 +68,7 @@ def sweep() -> str:
 
 
 def speed(part: str) -> str:
-    figures = json.loads((ROOT / "results/benchmarks.json").read_text())[part]["figures"]
+    figures = json.loads((ROOT / f"results/{PARTS[part]}.json").read_text())[part]["figures"]
     keys = list(next(iter(figures.values())))
     rows = [
         [name, *(f"{value[key]:.3g}" if value[key] < 100 else f"{value[key]:.0f}" for key in keys)]

@@ -1,5 +1,6 @@
 """Every part of the benchmarks, at its smallest, beside a stand-in for the peer's code."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -15,7 +16,16 @@ import pytest
 from conftest import release_memory
 
 import qgf.act.rollout
-from benchmarks import __main__ as program, collecting, costs, dqc, evaluating, latency, training
+from benchmarks import (
+    __main__ as program,
+    collecting,
+    costs,
+    dqc,
+    evaluating,
+    latency,
+    streaming,
+    training,
+)
 from qgf.comparison._costs import count
 from qgf.config import Config, Spec
 from qgf.errors import UserError
@@ -43,6 +53,10 @@ def small(monkeypatch):
         latency: {"SIZES": {"2x8": (8, 2)}, "BATCHES": (3,)},
         collecting: {"DATASETS": ("cube-single-play-v0",), "STEPS": 30, "ROUNDS": 1},
         evaluating: {"EPISODES": 2, "SLOTS": 3, "WORKERS": 1, "SIZE": (8, 2)},
+        streaming: {
+            **{"EPISODES": 2, "STEPS": 40, "COPIES": 2, "SHARDS": 3, "GIGABYTES": 1e-9},
+            **{"EVERY": 10, "CONFIG": dataclasses.replace(TINY, dispatch_steps=5), "ROUNDS": 1},
+        },
         dqc: {"ROWS": 3000, "STEPS": 1, "Config": lambda: TINY},
     }
     for module, changes in sizes.items():
@@ -100,10 +114,21 @@ def test_every_part_is_measured_and_kept(small, peer, tmp_path, monkeypatch):
         "collecting": ["cube-single-play-v0"],
         "evaluating": ["5 weights x 20 episodes"],
         "dqc": [f"{kind} 2x8 batch 4" for kind in ("iql", "goal-iql", "dqc")],
+        "streaming": [f"0.00048M transitions, {way}" for way in streaming.WAYS],
+        "reading": ["everything", "unzip", "rewards", "SHA-256"],
     }
     assert {part: [*rows] for part, rows in figures.items()} == names
     row = {part: rows[names[part][0]] for part, rows in figures.items()}
     assert row["latency"].pop("difference") < 1e-6
+    never, *parts = figures["streaming"].values()
+    assert never.pop("waiting") == never.pop("longest_wait_s") == 0
+    assert all(
+        0
+        < one["longest_wait_s"] / 2
+        <= one["waiting"] * 30 / one["steps_per_second"]
+        < 30 / one["steps_per_second"]
+        for one in parts
+    )
     values = [x for rows in figures.values() for one in rows.values() for x in one.values()]
     assert np.isfinite(values).all() and min(values) > 0
     assert row["latency"]["ms"] < row["latency"]["peer_ms"]  # the stand-in is not compiled
@@ -126,6 +151,7 @@ def test_every_part_is_measured_and_kept(small, peer, tmp_path, monkeypatch):
     spec.loader.exec_module(tables)
     page = (program.ROOT / "docs/performance.md").read_text()
     (tmp_path / "results").mkdir()
+    (tmp_path / "results/streaming.json").write_bytes(path.read_bytes())
     path.rename(tmp_path / "results/benchmarks.json")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     for part in tables.PARTS:
