@@ -41,8 +41,7 @@ def main(
         against: root of another checkout of this project: its figures and ours, in turns.
         rounds: how often each of the two measures each part.
     """
-    conditions = {"commit": others.commit(ROOT), "seconds": seconds, "seed": 0}
-    conditions["load_before"] = os.getloadavg()[0]
+    conditions = {"commit": others.commit(ROOT), "seconds": seconds}
     if against is not None:
         there = against.resolve()
         conditions |= {"against": others.commit(there), "rounds": rounds}
@@ -50,11 +49,18 @@ def main(
     else:
         known = _measures(seconds)
         measures = {part: known[part] for part in parts}
+    keep(measures, json, conditions)
+
+
+def keep(measures: dict[str, Callable[[], dict]], json: Path | None, conditions: dict) -> None:
+    """Measure part after part; print each and write it into the file, beside what is there."""
     result = read_json(json) if json is not None and json.exists() else {}
     for part, measure in measures.items():
         print(part, flush=True)
+        load = os.getloadavg()[0]
         figures = measure()  # before the device is asked for its name, which reserves its memory
-        result[part] = {"conditions": {**machine(), **conditions}, "figures": figures}
+        facts = {**machine(), **conditions, "seed": 0, "load_before": load}
+        result[part] = {"conditions": facts, "figures": figures}
         for name, values in figures.items():
             line = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
             print(f"  {name:24} {line}", flush=True)
