@@ -23,6 +23,7 @@ from benchmarks import (
     dqc,
     evaluating,
     latency,
+    streaming,
     training,
 )
 from qgf.errors import UserError
@@ -30,7 +31,16 @@ from qgf.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Part = Literal["training", "latency", "collecting", "evaluating", "dqc", "aggregation"]
+Part = Literal[
+    "training",
+    "latency",
+    "collecting",
+    "evaluating",
+    "dqc",
+    "aggregation",
+    "streaming",
+    "reading",
+]
 
 
 def main(
@@ -57,11 +67,18 @@ def main(
     else:
         known = _measures(seconds)
         measures = {part: known[part] for part in parts}
+    keep(measures, json, conditions)
+
+
+def keep(measures: dict[str, Callable[[], dict]], json: Path | None, conditions: dict) -> None:
+    """Measure part after part; print each and write it into the file, beside what is there."""
     result = read_json(json) if json is not None and json.exists() else {}
     for part, measure in measures.items():
         print(part, flush=True)
+        load = os.getloadavg()[0]
         figures = measure()  # before the device is asked for its name, which reserves its memory
-        result[part] = {"conditions": {**machine(), **conditions}, "figures": figures}
+        facts = {**machine(), **conditions, "seed": 0, "load_before": load}
+        result[part] = {"conditions": facts, "figures": figures}
         for name, values in figures.items():
             line = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
             print(f"  {name:24} {line}", flush=True)
@@ -82,6 +99,8 @@ def _measures(seconds: float) -> dict[str, Callable[[], dict]]:
         "evaluating": lambda: {"5 weights x 20 episodes": evaluating.measure(peer)},
         "dqc": lambda: dqc.measure(seconds),
         "aggregation": aggregation.measure,
+        "streaming": streaming.measure,
+        "reading": streaming.reading,
     }
 
 

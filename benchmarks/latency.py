@@ -1,7 +1,7 @@
 """Milliseconds to a guided action chunk, against the peer with the very same weights."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -19,10 +19,15 @@ SPEC = Spec(obs=28, action=5, chunk=5)
 WEIGHT = 0.03
 
 
-def measure(peer: bool, seconds: float) -> dict:
+def measure(
+    peer: bool,
+    seconds: float,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    batches: Sequence[int] | None = None,
+) -> dict:
     """Return, for every size and batch, the median latency and its ratio to the peer's."""
     results = {}
-    for name, (width, depth) in SIZES.items():
+    for name, (width, depth) in (sizes or SIZES).items():
         ours = learners(width, depth)
         agent = None
         if peer:
@@ -30,7 +35,7 @@ def measure(peer: bool, seconds: float) -> dict:
 
             agent = peers.make_agent(SPEC, width, depth)
             ours = _copy(ours, peers.parameters(agent))
-        for batch in BATCHES:
+        for batch in batches or BATCHES:
             results[f"{name} batch {batch}"] = _compare(ours, agent, batch, seconds)
     return results
 

@@ -1,6 +1,7 @@
-"""Gradient steps a second, against the peer's loop on the same arrays."""
+"""Gradient steps per second, against the peer's loop on the same arrays."""
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 
 from qgf.config import PRESETS, Config, Spec
 from qgf.data import Chunks
-from qgf.run import Fixed, create_state, train_steps
+from qgf.run import Fixed, Metrics, create_state, train_steps
 
 ROWS = 100_000
 SPEC = Spec(obs=28, action=5, chunk=5)
@@ -24,8 +25,8 @@ def measure(peer: bool, seconds: float) -> dict:
     for name, config in PRESETS.items():
         steps = 100 if name == "laptop" else 2
         rates: dict[str, list[float]] = {"ours": [], "theirs": []}
-        run = _ours(config, steps)
-        other = _theirs(config) if peer else None
+        run = ours(config, steps)
+        other = theirs(config) if peer else None
         for _ in range(ROUNDS):
             rates["ours"].append(run(seconds))
             if other is not None:
@@ -51,10 +52,11 @@ def _arrays() -> dict[str, np.ndarray]:
     }
 
 
-def _ours(config: Config, steps: int):
+def chunks() -> Chunks:
+    """Return the rows as chunks on the device."""
     arrays = _arrays()
     start = np.arange(ROWS - SPEC.chunk, dtype=np.int32)
-    data = jax.device_put(
+    return jax.device_put(
         Chunks(
             obs=arrays["observations"],
             action=arrays["actions"],
@@ -64,27 +66,40 @@ def _ours(config: Config, steps: int):
             length=SPEC.chunk,
         )
     )
-    seeds = jnp.arange(1)
+
+
+def stepper(config: Config, steps: int, count: int = 1) -> Callable[[], Metrics]:
+    """Return a function that takes `steps` gradient steps of `count` seeds and waits for them."""
+    data, seeds = chunks(), jnp.arange(count)
     state = create_state({"policy": "bc", "critic": "iql"}, SPEC, config, seeds)
     taken = 0
 
-    def advance() -> None:
+    def advance() -> Metrics:
         nonlocal state, taken
         state, metrics = train_steps(Fixed(data, seeds, config), state, jnp.asarray(taken), steps)
-        jax.block_until_ready(metrics)
         taken += steps
+        return jax.block_until_ready(metrics)
+
+    return advance
+
+
+def ours(config: Config, steps: int, count: int = 1) -> Callable[[float], float]:
+    """Return what measures, in so many seconds, the gradient steps per second of `count` seeds."""
+    advance = stepper(config, steps, count)
 
     def run(seconds: float) -> float:
         advance()
-        start, before = time.perf_counter(), taken
-        while time.perf_counter() - start < seconds:
+        start, calls = time.perf_counter(), 0
+        while not calls or time.perf_counter() - start < seconds:
             advance()
-        return (taken - before) / (time.perf_counter() - start)
+            calls += 1
+        return calls * steps / (time.perf_counter() - start)
 
     return run
 
 
-def _theirs(config: Config):
+def theirs(config: Config) -> Callable[[float], float]:
+    """Return what measures the peer's gradient steps per second, of the one seed it trains."""
     from benchmarks import peer
 
     arrays = _arrays()

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from qgf._checkout import import_studies
 from qgf.comparison import markdown, sections
-from qgf.config import PRESETS
+from qgf.config import PRESETS, Config
 from qgf.methods import GUIDANCE, METHODS
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("training", "dqc", "latency", "aggregation", "collecting", "evaluating")
+BENCHMARKS = ("training", "dqc", "latency", "aggregation", "collecting", "evaluating")
+PARTS = dict.fromkeys(BENCHMARKS, "benchmarks")
+PARTS |= dict.fromkeys(("streaming", "reading"), "streaming")  # in which file of results/
 PAGES = ("README.md", "docs/results.md", "docs/performance.md")
 
 
@@ -67,13 +69,31 @@ def sweep() -> str:
 
 
 def speed(part: str) -> str:
-    figures = json.loads((ROOT / "results/benchmarks.json").read_text())[part]["figures"]
+    figures = json.loads((ROOT / f"results/{PARTS[part]}.json").read_text())[part]["figures"]
     keys = list(next(iter(figures.values())))
     rows = [
         [name, *(f"{value[key]:.3g}" if value[key] < 100 else f"{value[key]:.0f}" for key in keys)]
         for name, value in figures.items()
     ]
     return markdown(["", *(key.replace("_", " ") for key in keys)], rows)
+
+
+def waiting() -> str:
+    """Say how many gradient steps hide the reading of a part, at the default memory."""
+    figures = json.loads((ROOT / "results/streaming.json").read_text())["reading"]["figures"]
+    config, row = Config(), 4 * (37 + 5 + 4)  # bytes: cube-double's observation, action and labels
+    rows = config.resident_gb / 3 * 1e9 / row
+    seconds = rows * figures["everything"]["seconds_per_million"] / 1e6
+    size = f"{config.depth}x{config.width} batch {config.batch_size}"
+    kept = json.loads((ROOT / "results/benchmarks.json").read_text())["training"]["figures"]
+    rate = kept[size]["steps_per_second"]
+    return (
+        f"With `--resident-gb {config.resident_gb:g}`, the default, a part of cube-double has "
+        f"{rows / 1e6:.1f} million transitions and is read in {seconds:.0f} seconds of one core. "
+        f"At the {rate:.3g} steps per second of {size} in the table above these are "
+        f"{seconds * rate:,.0f} gradient steps; `--rotate-every` is {config.rotate_every:,} by "
+        "default."
+    )
 
 
 def board(name: str) -> dict:
@@ -329,6 +349,7 @@ TABLES = {
     "goals-puzzle": partial(goals, "goals-puzzle"),
     "bootstrapped": bootstrapped,
     "metaworld": metaworld,
+    "waiting": waiting,
     **{part: partial(speed, part) for part in PARTS},
     **{f"study-{name}": partial(study, name) for name in import_studies().STUDIES},
 }

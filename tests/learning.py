@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import equinox as eqx
@@ -13,7 +12,6 @@ import optax
 
 from qgf.config import Config
 from qgf.data.dataset import Batch
-from qgf.data.manifest import Shard
 
 MEAN, STD = np.array([0.1, -0.2]), np.array([0.2, 0.1])
 
@@ -56,31 +54,6 @@ def draw_gaussian(key, size=256):
 
 def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-class Episodes:
-    """A source of one shard."""
-
-    name, rewards, rewarded, origin, parts = "some", "those of the data", True, (), ()
-
-    def __init__(self, recorded):
-        self.recorded, self.folder, self.widths = (
-            recorded,
-            Path("recorded"),
-            (
-                recorded.observation.shape[1],
-                recorded.action.shape[1],
-            ),
-        )
-
-    def split(self, split):
-        return [Shard("a", split, len(self.recorded.ends), len(self.recorded.last), "")]
-
-    def read(self, shard):
-        return self.recorded
-
-    def intact(self, shard):
-        return True
 
 
 class Spy:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from learning import Episodes, configured
+from learning import configured
+from sources import Episodes
 
 from qgf.config import Spec
 from qgf.data.dataset import Chunks, Dataset, trajectory_ends

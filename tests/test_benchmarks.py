@@ -1,5 +1,6 @@
 """Every part of the benchmarks, at its smallest, beside a stand-in for the peer's code."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 import ogbench
 import pytest
@@ -22,15 +24,18 @@ from benchmarks import (
     costs,
     dqc,
     evaluating,
+    gpu,
     latency,
+    streaming,
     training,
 )
 from qgf.comparison._costs import count
 from qgf.config import Config, Spec
 from qgf.errors import UserError
 from qgf.files import read_json, write_json
-from qgf.learners import LEARNERS
+from qgf.learners import DEFAULT_KINDS, LEARNERS
 from qgf.methods.table import find_method
+from qgf.run import Fixed, create_state, train_steps
 from qgf.tasks._workers import Workers
 
 TINY = Config(batch_size=4, width=8, depth=2)
@@ -52,6 +57,11 @@ def small(monkeypatch):
         latency: {"SIZES": {"2x8": (8, 2)}, "BATCHES": (3,)},
         collecting: {"DATASETS": ("cube-single-play-v0",), "STEPS": 30, "ROUNDS": 1},
         evaluating: {"EPISODES": 2, "SLOTS": 3, "WORKERS": 1, "SIZE": (8, 2)},
+        streaming: {
+            **{"EPISODES": 2, "STEPS": 40, "COPIES": 2, "SHARDS": 3, "GIGABYTES": 1e-9},
+            **{"_apart": lambda plan: streaming._train(plan)},  # not three processes more
+            **{"EVERY": 10, "CONFIG": dataclasses.replace(TINY, dispatch_steps=5), "ROUNDS": 1},
+        },
         dqc: {"ROWS": 3000, "STEPS": 1, "Config": lambda: TINY},
     }
     for module, changes in sizes.items():
@@ -110,10 +120,15 @@ def test_every_part_is_measured_and_kept(small, peer, tmp_path, monkeypatch):
         "evaluating": ["5 weights x 20 episodes"],
         "dqc": [f"{kind} 2x8 batch 4" for kind in ("iql", "goal-iql", "dqc")],
         "aggregation": [*aggregation.ENSEMBLES],
+        "streaming": [f"0.00048M transitions, {way}" for way in streaming.WAYS],
+        "reading": ["everything", "unzip", "rewards", "SHA-256"],
     }
     assert {part: [*rows] for part, rows in figures.items()} == names
     row = {part: rows[names[part][0]] for part, rows in figures.items()}
     assert row["latency"].pop("difference") < 1e-6
+    never, *moving = figures["streaming"].values()
+    assert never.pop("waiting") == never.pop("longest_wait_s") == 0
+    assert all(row["waiting"] < 1 for row in moving)
     values = [x for rows in figures.values() for one in rows.values() for x in one.values()]
     assert np.isfinite(values).all() and min(values) > 0
     assert row["latency"]["ms"] < row["latency"]["peer_ms"]  # the stand-in is not compiled
@@ -136,11 +151,44 @@ def test_every_part_is_measured_and_kept(small, peer, tmp_path, monkeypatch):
     spec.loader.exec_module(tables)
     page = (program.ROOT / "docs/performance.md").read_text()
     (tmp_path / "results").mkdir()
+    (tmp_path / "results/streaming.json").write_bytes(path.read_bytes())
     path.rename(tmp_path / "results/benchmarks.json")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     for part in tables.PARTS:
         head = tables.speed(part).splitlines()[0]
         assert f"<!-- table {part} -->\n\n{head}\n" in page
+
+
+@pytest.mark.slow
+def test_the_small_preset_of_the_gpu_script(peer, tmp_path, monkeypatch):
+    release_memory(environments=0)
+    path = tmp_path / "gpu.json"
+    path.write_text('{"another": 1}')
+    gpu.main("small", json=path)
+    kept = read_json(path)
+    assert kept.pop("another") == 1
+    assert {part["conditions"]["preset"] for part in kept.values()} == {"small"}
+    rows = {part: kept[part]["figures"] for part in kept}
+    values = [x for part in rows.values() for one in part.values() for x in one.values()]
+    assert np.isfinite(values).all()
+    one, two = (rows["training"][f"2x16 batch 8, {n} seeds"] for n in (1, 2))
+    assert two["seed_steps_per_second"] == 2 * two["steps_per_second"]
+    assert one["peer_steps_per_second"] == 2 * two["peer_steps_per_second"]
+    for row in (one, two):
+        assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["peer_steps_per_second"])
+    assert [*rows["acting"]] == ["2x16 batch 1", "2x16 batch 5"]
+    for batch, one in zip((1, 5), rows["acting"].values(), strict=True):
+        assert one["actions_per_second"] * one["ms"] == pytest.approx(1000 * batch)
+
+    # The curves are what training of one seed gives, step after step.
+    config = gpu.PLANS["small"].sizes["2x16"]
+    state = create_state(DEFAULT_KINDS, training.SPEC, config, seeds := jnp.arange(1))
+    fixed = Fixed(training.chunks(), seeds, config)
+    for step in range(0, 10, 5):
+        state, metrics = train_steps(fixed, state, jnp.asarray(step), 5)
+        for loss in gpu.LOSSES:
+            curve = rows["precision"][f"2x16 {loss} float32"]
+            assert curve[str(step + 5)] == pytest.approx(float(metrics[loss][0]), rel=1e-5)
 
 
 BENCHMARKS = """

@@ -14,9 +14,13 @@ import numpy as np
 import ogbench
 import pytest
 from conftest import TASK, TINY
+from sources import Episodes
 
-from qgf.data.dataset import Dataset, chunk_returns, returns_to_go, rotation
+from qgf.data.dataset import Dataset, chunk_returns, returns_to_go
+from qgf.data.goals import GoalDataset, GoalDraws
 from qgf.data.manifest import Shard, load_manifest
+from qgf.data.rotation import rotation
+from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError
 from qgf.run.trainer import train
 from qgf.tasks import find_task
@@ -218,7 +222,7 @@ def test_rotation_visits_every_group_in_turn(data):
     turns = rotation(dataset, 1e-12, every=10, unit=5, step=0)
     (first, a), (second, b), (third, c) = (next(turns) for _ in range(3))
     assert (a, b, c) == (10, 20, 30)
-    union = [part.take(np.arange(len(part.start))) for part in (first, second)]
+    union = [part.take(np.arange(part.counts.chunks)) for part in (first, second)]
     for whole, *pieces in zip(both[:6], *(part[:6] for part in union), strict=True):
         assert whole.tobytes() == np.concatenate(pieces).tobytes()
     assert third.obs.tobytes() == first.obs.tobytes()
@@ -228,7 +232,7 @@ def test_rotation_visits_every_group_in_turn(data):
     assert next(whole)[0] is next(whole)[0]
 
 
-class Held(eqx.Module):
+class Rows(eqx.Module):
     rows: np.ndarray | jax.Array
 
 
@@ -243,12 +247,50 @@ class Shards(Dataset):
     def groups(self, gigabytes):
         return [[Shard(str(i), "train", 1, rows, "")] for i, rows in enumerate(self.rows)]
 
-    def chunks(self, shards):
+    def chunks(self, shards, rows=None):
         (shard,) = shards
         if shard.rows < 0:
             raise UserError(f"{shard.file} is damaged")
         self.reads.append(shard.file)
-        return Held(np.array(shard.rows))
+        return Rows(np.array(shard.rows))
+
+
+def samples(chunks):
+    """What training draws: rows are told by their observations."""
+    key = jax.random.key(3)
+    batches = chunks.sample(key, 40), chunks.sample_all(key, 40)
+    return jax.tree.leaves(batches)
+
+
+def episodes(lengths, unseen):
+    rows, random = sum(lengths), np.random.default_rng(len(lengths))
+    last = np.isin(np.arange(rows), np.cumsum(lengths) - 1)
+    return Trajectories(
+        observation=random.normal(size=(rows, 2)).astype(np.float32),
+        action=random.normal(size=(rows, 1)).astype(np.float32),
+        last=last,
+        terminated=random.uniform(size=rows) < 0.1,
+        reward=random.normal(size=rows).astype(np.float32),
+        unseen=last if unseen else None,
+    )
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+@pytest.mark.parametrize("goals", [False, True])
+def test_groups_of_different_sizes_share_one_program(goals, unseen):
+    """And of each the very chunks and goals are drawn that are drawn of it alone."""
+    source = Episodes(*(episodes(lengths, unseen) for lengths in ((30, 17), (12,), (25, 9))))
+    options = {"draws": GoalDraws()} if goals else {"horizon": 5}
+    dataset = (GoalDataset if goals else Dataset)(source, chunk=3, discount=0.9, **options)
+    traced = []
+    draw = eqx.filter_jit(lambda chunks: traced.append(chunks) or samples(chunks))
+    turns = rotation(dataset, 1e-12, every=10, unit=10, step=0)
+    for shard, (chunks, _) in zip(dataset.source.split("train"), turns, strict=False):
+        alone = samples(jax.device_put(dataset.chunks([shard])))
+        assert all(len(leaf) == 47 for leaf in jax.tree.leaves(chunks) if leaf.ndim)
+        for ours, theirs in zip(draw(chunks), alone, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(traced) == 1
 
 
 def test_all_rows_are_as_likely_over_a_pass():

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sources import Episodes
 
 from qgf.data.dataset import Chunks, trajectory_ends
-from qgf.data.goals import FAR, GoalChunks, GoalDataset
+from qgf.data.goals import FAR, GoalChunks, GoalDataset, GoalDraws
+from qgf.data.trajectories import Trajectories
 from qgf.learners import DQC
 from qgf.tasks import find_task
 
@@ -136,6 +138,18 @@ def test_the_goal_is_independent_of_the_chunk():
     early = row < np.median(row)
     shares = [(batch.distance[part] == 0).mean() for part in (early, ~early)]
     assert shares == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+def test_chunks_keep_their_own_ends_where_last_observations_were_not_recorded():
+    """Those that end there are moved behind all others."""
+    row = np.arange(ROWS, dtype=np.float32)
+    last, none = np.isin(row, LAST), np.zeros(ROWS, bool)
+    recorded = Trajectories(row[:, None], row[:, None], last, none, row, unseen=last)
+    source = Episodes(recorded)
+    chunks = GoalDataset(source, GoalDraws(), chunk=CHUNK, discount=0.9).validation()
+    start = chunks.chunks.start
+    assert chunks.chunks.counts.critic == len(start) - len(LENGTHS)
+    assert chunks.end.tolist() == [LAST[r <= LAST][0] - 1 for r in start]
 
 
 def test_a_data_set_passes_its_settings_on(data):

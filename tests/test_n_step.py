@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import Episodes, configured
+from learning import configured
+from sources import Episodes
 
 from qgf.config import Spec
 from qgf.data.dataset import Dataset
@@ -41,7 +42,7 @@ def episodes(*, unseen=False, solved=()):
 def batch(recorded, horizon):
     data = Dataset(Episodes(recorded), chunk=H, discount=DISCOUNT, horizon=horizon)
     chunks = jax.device_put(data.chunks(data.source.split("train")))
-    return chunks, chunks.take(np.arange(chunks.for_critic))
+    return chunks, chunks.take(np.arange(chunks.counts.critic))
 
 
 @pytest.mark.parametrize("unseen", [False, True])
@@ -49,7 +50,7 @@ def batch(recorded, horizon):
 def test_returns_are_those_of_a_walk_along_the_episode(unseen, horizon):
     recorded = episodes(unseen=unseen, solved=[(1, 6), (2, 4)])
     chunks, found = batch(recorded, horizon)
-    for i, row in enumerate(np.asarray(chunks.start)[: chunks.for_critic]):
+    for i, row in enumerate(np.asarray(chunks.start)[: chunks.counts.critic]):
         total, weight, at = 0.0, 1.0, row
         while True:
             total += weight * recorded.reward[at]

@@ -73,13 +73,13 @@ def test_without_a_last_observation_the_last_chunk_serves_imitation_alone(ends_t
     """Unless the task ended in it: then there is nothing to bootstrap from."""
     np.savez(tmp_path / "mine.npz", **arrays(ends_task, next_observations=False))
     found = jax.device_put(chunks(tmp_path / "mine.npz"))
-    assert len(found.start) == 8 and found.for_critic == (8 if ends_task else 7)
+    assert len(found.start) == 8 and found.counts.critic == (8 if ends_task else 7)
     drawn, every = (
         np.unique(np.asarray(draw(jax.random.key(0), 500).action[:, 0]))
         for draw in (found.sample, found.sample_all)
     )
     actions = arrays()["actions"].reshape(EPISODES, STEPS, 2)[-1, :8, 0]
-    np.testing.assert_array_equal(np.sort(actions[: found.for_critic]), drawn)
+    np.testing.assert_array_equal(np.sort(actions[: found.counts.critic]), drawn)
     np.testing.assert_array_equal(np.sort(actions), every)
 
 

@@ -1,10 +1,6 @@
 """Action chunks of recorded episodes, held on the device and sampled there."""
 
-import bisect
 import itertools
-import sys
-import threading
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -57,11 +53,23 @@ class Batch(NamedTuple):
     goal = None  # a task is part of the rewards
 
 
+class Held(NamedTuple):
+    """How many rows and chunks there are, from the first of each; arrays may be longer.
+
+    critic counts the chunks that a critic can learn from; the observation after the others was
+    not recorded, so they serve imitation alone.
+    """
+
+    rows: int | Int[Array, ""]
+    chunks: int | Int[Array, ""]
+    critic: int | Int[Array, ""]
+
+
 class Chunks(eqx.Module):
     """Trajectories, and the chunks of h steps that lie whole inside one of them.
 
-    `critic` counts the chunks from the first that a critic can learn from; the observation after
-    the others was not recorded, so they serve imitation alone. None: all can.
+    `held` is None where arrays hold nothing else and a critic can learn from all chunks. It is
+    no part of the compiled program: data of different sizes, lengthened alike, share one.
     """
 
     obs: Float[Array | np.ndarray, "row obs"]
@@ -71,14 +79,15 @@ class Chunks(eqx.Module):
     mask: Float[Array | np.ndarray, " chunk"]
     length: int = eqx.field(static=True)
     return_to_go: Float[Array | np.ndarray, " chunk"] | None = None
-    critic: int | None = eqx.field(static=True, default=None)
+    held: Held | None = None
     ahead: Ahead | None = None  # with rows in the place of observations, and without actions
     horizon: int | None = eqx.field(static=True, default=None)
 
     @property
-    def for_critic(self) -> int:
-        """How many chunks, from the first, a critic can learn from."""
-        return len(self.start) if self.critic is None else self.critic
+    def counts(self) -> Held:
+        """How many rows and chunks there are."""
+        chunks = len(self.start)
+        return self.held or Held(len(self.obs), chunks, chunks)
 
     def take(self, index: Int[Array | np.ndarray, " batch"]) -> Batch:
         """Return the chunks at `index` (positions in `start`)."""
@@ -108,11 +117,11 @@ class Chunks(eqx.Module):
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> Batch:
         """Return `batch_size` chunks that a critic can learn from, uniformly with replacement."""
-        return self.take(jax.random.randint(key, (batch_size,), 0, self.for_critic))
+        return self.take(jax.random.randint(key, (batch_size,), 0, self.counts.critic))
 
     def sample_all(self, key: PRNGKeyArray, batch_size: int) -> Batch:
         """Return `batch_size` of all chunks, uniformly with replacement."""
-        return self.take(jax.random.randint(key, (batch_size,), 0, len(self.start)))
+        return self.take(jax.random.randint(key, (batch_size,), 0, self.counts.chunks))
 
 
 def chunk_returns(
@@ -188,26 +197,34 @@ class Dataset:
         """Return the sizes of chunks of this data."""
         return Spec(chunks.obs.shape[1], chunks.action.shape[1], self.chunk)
 
-    def chunks(self, shards: list[Shard]) -> eqx.Module:
+    def chunks(self, shards: list[Shard], rows: int | None = None) -> eqx.Module:
         """Read `shards` into one set of chunks (NumPy arrays; the device copy is the caller's).
+
+        Args:
+            shards: what is read.
+            rows: to which every array is lengthened, at least the rows of the shards; by default
+                none is.
 
         Raises:
             UserError: a shard is damaged or unfit (see `read_arrays`), lacks what rewards come
                 from, has no trajectory as long as a chunk, or memory is too small.
         """
         try:
-            return self._join([self._read(shard) for shard in shards])
+            parts = [self._read(shard) for shard in shards]
+            counts = _counts(parts)
+            if rows is not None:
+                parts.append(_filler(parts, rows))
+            blind = rows is not None or counts.critic < counts.chunks
+            return self._join(parts, counts if blind else None)
         except MemoryError as error:
             raise UserError(
                 f"{len(shards)} shards of {self.source.folder} do not fit into memory "
                 f"({error}); use a smaller --resident-gb, or smaller shards"
             ) from None
 
-    def _join(self, parts: list[Part]) -> eqx.Module:
-        blind = joined(parts, "blind")
-        # Those that a critic can learn from come first; without others nothing is moved.
-        order = np.argsort(blind, kind="stable") if blind.any() else slice(None)
-        if blind.all():
+    def _join(self, parts: list[Part], held: Held | None) -> eqx.Module:
+        order = chunk_order(parts)
+        if held is not None and not held.critic:
             raise UserError(
                 "every chunk ends where the recording does, and the observation there was not "
                 "recorded, so a critic has nothing to learn from; use a smaller --chunk"
@@ -220,7 +237,7 @@ class Dataset:
             mask=joined(parts, "mask")[order],
             length=self.chunk,
             return_to_go=joined(parts, "return_to_go")[order],
-            critic=int(len(blind) - blind.sum()) if blind.any() else None,
+            held=held,
             ahead=None if self.horizon is None else self._join_ahead(parts, order),
             horizon=self.horizon,
         )
@@ -282,6 +299,22 @@ class Dataset:
         return {"ahead": reward, "follows": follows, "ahead_row": start + steps}
 
 
+def _counts(parts: list[Part]) -> Held:
+    blind = joined(parts, "blind")
+    rows = sum(len(part["observations"]) for part in parts)
+    return Held(rows, len(blind), len(blind) - int(blind.sum()))
+
+
+def _filler(parts: list[Part], rows: int) -> Part:
+    """Return the part that lengthens every array of these to so many rows, or chunks."""
+
+    def zeros(name: str) -> np.ndarray:
+        count = rows - sum(len(part[name]) for part in parts)
+        return np.zeros((count, *parts[0][name].shape[1:]), parts[0][name].dtype)
+
+    return {name: zeros(name) for name in parts[0]} | {"blind": zeros("blind") | True}
+
+
 def unseen_rows(episodes: Trajectories) -> Bool[np.ndarray, " row"]:
     """Return which rows hold an observation that was not recorded."""
     return np.zeros_like(episodes.last) if episodes.unseen is None else episodes.unseen
@@ -304,74 +337,20 @@ def joined(parts: list[Part], name: str) -> np.ndarray:
     return np.concatenate([part[name] for part in parts])
 
 
+def chunk_order(parts: list[Part]) -> Int[np.ndarray, " chunk"] | slice:
+    """Return the order of the parts' joined chunks: those that a critic can learn from come first.
+
+    Without others nothing is moved.
+    """
+    blind = joined(parts, "blind")
+    return np.argsort(blind, kind="stable") if blind.any() else slice(None)
+
+
 def joined_rows(parts: list[Part], name: str) -> Int[np.ndarray, " chunk"]:
     """Return the parts' row numbers of that name as numbers of the joined rows."""
     offsets = [0, *itertools.accumulate(len(part["observations"]) for part in parts[:-1])]
     moved = [part[name] + offset for part, offset in zip(parts, offsets, strict=True)]
     return np.concatenate(moved).astype(np.int32)
-
-
-def rotation(
-    dataset: Dataset, gigabytes: float, every: int, unit: int, step: int
-) -> Iterator[tuple[eqx.Module, int]]:
-    """Yield the chunks to train on from `step`, and the step up to which they are trained on.
-
-    A set that fits is read once and never left. Of a larger one the next group of shards is read
-    while one is trained on: a third of the memory holds that one, the rest what is read and joined.
-    A group is trained on the longer the more rows it has, so that over a pass all rows are as
-    likely, up to rounding to the unit. Which group is due depends on the step alone.
-
-    Args:
-        dataset: what is trained on.
-        gigabytes: how much of it is held in memory.
-        every: gradient steps of a group, on average over a pass.
-        unit: gradient steps of which each group takes a multiple, at least one.
-        step: the first.
-    """
-    groups = dataset.groups(gigabytes)
-    if len(groups) == 1:
-        data = jax.device_put(dataset.chunks(groups[0]))
-        while True:
-            yield data, sys.maxsize
-    groups = dataset.groups(gigabytes / 3)
-    rows = np.array([sum(shard.rows for shard in group) for group in groups])
-    lengths = np.maximum(1, np.round(every / unit * rows / rows.mean())).astype(int) * unit
-    ends = np.cumsum(lengths).tolist()
-    passes, within = divmod(step, ends[-1])
-    turn = bisect.bisect_right(ends, within)
-    read = _in_background(dataset, groups[turn])
-    while True:
-        data = jax.device_put(read())
-        following = (turn + 1) % len(groups)
-        read = _in_background(dataset, groups[following])
-        yield data, passes * ends[-1] + ends[turn]
-        del data
-        passes, turn = passes + (following == 0), following
-
-
-def _in_background(dataset: Dataset, shards: list[Shard]) -> Callable[[], eqx.Module]:
-    """Begin to read shards, and return what waits for their chunks.
-
-    The thread does not keep the program from ending, as those of concurrent.futures do.
-    """
-    found: list[eqx.Module | BaseException] = []
-
-    def read() -> None:
-        try:
-            found.append(dataset.chunks(shards))
-        except BaseException as error:
-            found.append(error)
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-
-    def wait() -> eqx.Module:
-        thread.join()
-        if isinstance(found[0], BaseException):
-            raise found[0]
-        return found.pop()
-
-    return wait
 
 
 def _chunk_starts(episodes: Trajectories, length: int) -> Int[np.ndarray, " chunk"]:

@@ -15,7 +15,9 @@ from qgf.data.dataset import (
     Batch,
     Chunks,
     Dataset,
+    Held,
     Part,
+    chunk_order,
     joined,
     joined_rows,
     trajectory_ends,
@@ -109,7 +111,7 @@ class GoalChunks(eqx.Module):
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> GoalBatch:
         """Return `batch_size` chunks drawn uniformly, the same that Chunks.sample draws."""
-        index = jax.random.randint(key, (batch_size,), 0, self.chunks.for_critic)
+        index = jax.random.randint(key, (batch_size,), 0, self.chunks.counts.critic)
         # Another number than 0 and 1: those keys randint itself has derived.
         return self.take(index, jax.random.fold_in(key, 2))
 
@@ -122,7 +124,7 @@ class GoalChunks(eqx.Module):
         kind_key, ahead_key, random_key = jax.random.split(key, 3)
         kind = jax.random.uniform(kind_key, row.shape)
         ahead = jnp.where(kind < self.p_current, 0, self._ahead(end - row, ahead_key))
-        anywhere = jax.random.randint(random_key, row.shape, 0, len(self.goal))
+        anywhere = jax.random.randint(random_key, row.shape, 0, self.chunks.counts.rows)
         is_random = kind >= self.p_current + self.p_trajectory
         return jnp.where(is_random, anywhere, row + ahead), jnp.where(is_random, FAR, ahead)
 
@@ -161,12 +163,12 @@ class GoalDataset(Dataset):
         ends = trajectory_ends(episodes.last, start)
         return ends - unseen_rows(episodes)[ends]
 
-    def _join(self, parts: list[Part]) -> GoalChunks:
+    def _join(self, parts: list[Part], held: Held | None) -> GoalChunks:
         draws = self._draws
         return GoalChunks(
-            super()._join(parts),
+            super()._join(parts, held),
             joined(parts, "goal"),
-            joined_rows(parts, "end"),
+            joined_rows(parts, "end")[chunk_order(parts)],
             long=draws.ahead() or self.chunk,
             discount=self.discount,
             p_current=draws.goal_current,

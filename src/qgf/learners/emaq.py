@@ -11,8 +11,8 @@ class EMaQ(Bootstrapped):
 
     Q regresses onto R + γ^h m max_n Q̄(s', a'_n) at actions a'_n that the cloned flow samples. No
     actor is trained, and none can leave the data: N = 1 is the policy's own value (SARSA), a
-    larger N rises to the best that the policy does at all. Unlike in the paper the ensemble is
-    aggregated as everywhere here (by default the min), not λ min + (1 − λ) max.
+    larger N rises to the best that the policy does at all. The ensemble is aggregated as
+    everywhere here, by default by its min.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("policy",)

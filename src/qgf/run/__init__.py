@@ -3,6 +3,7 @@
 from qgf.run._record import kinds_to_train as kinds_to_train
 from qgf.run._update import (
     Fixed as Fixed,
+    Metrics as Metrics,
     State as State,
     create_state as create_state,
     train_steps as train_steps,

@@ -17,10 +17,11 @@ import numpy as np
 
 from qgf._progress import progress
 from qgf.config import Config, check_seeds
-from qgf.data.dataset import Chunks, Dataset, rotation
+from qgf.data.dataset import Chunks, Dataset
 from qgf.data.goals import GoalChunks, GoalDataset, GoalDraws
 from qgf.data.normalization import Normalization, Normalized, fit
 from qgf.data.readers import Fields, Recording, convert, own
+from qgf.data.rotation import rotation
 from qgf.data.source import Source
 from qgf.errors import Terminated, UserError
 from qgf.files import TEMPORARY, locked, read_record, sweep, write_record
