@@ -25,7 +25,6 @@ from qgf.config import PRESETS, Spec
 from qgf.data import Fields, convert
 from qgf.errors import UserError
 from qgf.evaluation import evaluate
-from qgf.executor import EXECUTORS
 from qgf.files import read_value
 from qgf.methods.table import find_method, settings
 from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
@@ -224,7 +223,7 @@ def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
     argv = f"--envs {TASK} gymnasium:A --methods qgf bfn --data c d --seeds 3,5 --episodes 7"
     more = "--tune-episodes 6 --workers 3 --slots 4 --seed 9 --preset paper --steps 11"
     fields = "--obs x --action u --reward r --success won --jobs 3"
-    monkeypatch.setitem(EXECUTORS, "processes", lambda count, address: (count, address))
+    monkeypatch.setattr("qgf.executor.for_training", lambda *asked: asked)
     main(["compare", "--out", str(tmp_path), *argv.split(), *more.split(), *fields.split()])
     config = dataclasses.replace(PRESETS["paper"], steps=11)
     options = {"seeds": [3, 5], "episodes": 7, "tune_episodes": 6, "workers": 3, "slots": 4}
@@ -236,7 +235,7 @@ def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
                 "seed": 9,
                 "fields": Fields(("x",), "u", "r"),
                 "success": "won",
-                "executor": (3, None),
+                "executor": ("processes", 3, None),
             },
         )
     ]

@@ -35,8 +35,12 @@ class Collect:
     """validation episodes; a tenth of the training episodes by default"""
     shard_episodes: int = 1000
     """episodes in a file"""
-    workers: int = 2
-    """processes"""
+    workers: int | None = None
+    """processes, by default one per processor; with 1, all happens in this one"""
+    executor: Literal["processes", "ray"] = "processes"
+    """where episodes are played: in processes here, or on a Ray cluster that shares --out"""
+    address: str | None = None
+    """that of the Ray cluster, e.g. auto; without it one is started on this machine"""
     seed: int = 0
     """of the whole dataset; the same bytes for any number of workers"""
 
@@ -44,6 +48,7 @@ class Collect:
         from qgf.tasks.ogbench.envs import check_simulator
 
         check_simulator()
+        from qgf.executor import for_collecting
         from qgf.tasks.ogbench.collect import collect
 
         val_episodes = -(-self.episodes // 10) if self.val_episodes is None else self.val_episodes
@@ -53,7 +58,7 @@ class Collect:
             self.episodes,
             val_episodes,
             self.shard_episodes,
-            self.workers,
+            for_collecting(self.executor, self.workers, self.address),
             self.seed,
         )
         rows = sum(shard.rows for shard in manifest.shards)
@@ -285,7 +290,7 @@ class Compare:
         _check_devices()
         from qgf.comparison._compare import compare
         from qgf.data import Fields
-        from qgf.executor import EXECUTORS
+        from qgf.executor import for_training
 
         compare(
             self.envs,
@@ -301,7 +306,7 @@ class Compare:
             seed=self.seed,
             fields=Fields(self.obs, self.action, self.reward),
             success=self.success,
-            executor=EXECUTORS[self.executor](self.jobs, self.address),
+            executor=for_training(self.executor, self.jobs, self.address),
         )
         print((self.out / "leaderboard.md").read_text("utf-8"))
 
