@@ -15,6 +15,7 @@ from conftest import TASK, TINY, release_memory, train_and_release
 from test_gymnasium import PENDULUM, play
 from test_own_data import TINY as OWN
 
+import qgf.comparison._trainings
 import qgf.comparison.protocol
 from qgf.act import rollout
 from qgf.cli import main
@@ -63,7 +64,7 @@ def untimed():
 def short(monkeypatch):
     brief = functools.partial(Workers, max_episode_steps=10)
     monkeypatch.setattr(qgf.comparison.protocol, "Workers", brief)
-    monkeypatch.setattr(qgf.comparison.protocol, "train", train_and_release)
+    monkeypatch.setattr(qgf.comparison._trainings, "train", train_and_release)
 
 
 def tables(out):
@@ -84,7 +85,7 @@ def compared(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         brief = functools.partial(Workers, max_episode_steps=10)
         patch.setattr(qgf.comparison.protocol, "Workers", brief)
-        patch.setattr(qgf.comparison.protocol, "train", train_and_release)
+        patch.setattr(qgf.comparison._trainings, "train", train_and_release)
         run(data, out)
     return out
 
@@ -103,7 +104,7 @@ def test_runs_are_shared(compared):
 def test_second_time_nothing_runs_again(compared, data, monkeypatch):
     before = (compared / "leaderboard.json").read_bytes()
     for module, name in (
-        ("qgf.comparison.protocol", "train"),
+        ("qgf.comparison._trainings", "train"),
         ("qgf.comparison.protocol", "roll_out"),
     ):
         monkeypatch.setattr(f"{module}.{name}", None)

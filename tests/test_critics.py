@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from telling import draws, tells
 
-from qgf.comparison.protocol import Plan
+from qgf.comparison import Plan
 from qgf.config import Config, Spec
 from qgf.learners import IQL, LEARNERS
 from studies import _rollouts, critics

@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY
 
 from qgf.cli import main
-from qgf.comparison.protocol import Plan, train_all
+from qgf.comparison import Plan, train_all
 from qgf.errors import UserError
 from qgf.executor import Executor, Job, Processes, Ray, _outcome, execute, for_training
 from qgf.tasks.ogbench.collect import collect

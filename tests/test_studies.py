@@ -22,7 +22,7 @@ def double(monkeypatch):
         return figure
 
     study = SimpleNamespace(
-        measure=lambda preset, out: {"value": {"smoke": 1, "laptop": 2}[preset]},
+        measure=lambda preset, out, executor: {"value": {"smoke": 1, "laptop": 2}[preset]},
         draw=draw,
         say=lambda data: f"It is {2 * data['value']}.",
     )
@@ -71,7 +71,7 @@ def test_studies_of_goals(tmp_path, monkeypatch):
     """One critic for all goals, at the goals of the validation data, and all five evaluated."""
     brief = functools.partial(Workers, max_episode_steps=10)
     monkeypatch.setattr("qgf.comparison.protocol.Workers", brief)
-    monkeypatch.setattr("qgf.comparison.protocol.train", train_and_release)
+    monkeypatch.setattr("qgf.comparison._trainings.train", train_and_release)
     env, found = "cube-single-play-oraclerep-v0", {}
     for name in ANYWHERE:
         release_memory()  # every study compiles programs of its own

@@ -399,15 +399,24 @@ class Study:
     env: str | None = None
     """look at this task, or at the goals of this -oraclerep environment, instead (sensitivity,
     weight and q-optimizer)"""
+    jobs: int | None = None
+    """trainings that run side by side, as for `qgf compare`"""
+    executor: Literal["processes", "ray"] = "processes"
+    """where trainings run and data are collected: in processes here, or on a Ray cluster that
+    shares the folders"""
+    address: str | None = None
+    """that of the Ray cluster, e.g. auto; without it one is started on this machine"""
 
     def __call__(self) -> None:
         _check_devices()
         from qgf._checkout import import_studies
+        from qgf.executor import for_training
 
         studies = import_studies()
-
+        executor = for_training(self.executor, self.jobs, self.address)
         for name in studies.STUDIES if self.name == "all" else [self.name]:
-            print(f"{name}: {studies.run_study(name, self.preset, self.out, self.env)}", flush=True)
+            said = studies.run_study(name, self.preset, self.out, self.env, executor)
+            print(f"{name}: {said}", flush=True)
 
 
 @dataclass(frozen=True)

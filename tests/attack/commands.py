@@ -145,7 +145,7 @@ def light() -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         for name in (
             *(
-                "qgf.comparison.protocol.execute",
+                "qgf.comparison._trainings.execute",
                 "qgf.run.trainer.create_state",
                 "qgf.tasks.ogbench.collect._fill",
                 "qgf.evaluation._evaluate.roll_out",
