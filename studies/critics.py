@@ -20,6 +20,7 @@ from qgf.comparison import (
     spec,
     train_to_end as train,
     trained,
+    training,
     trainings,
 )
 from qgf.config import Config
@@ -101,7 +102,7 @@ def _loads(plan: Plan, preset: str) -> dict[str, Callable[[], Learners]]:
         loads[f"critic-expectile-{expectile:g}"] = load
     loads["qgf-monte-carlo"] = lambda: learners(plan, "qgf-monte-carlo", ENV)
     # It takes an hour to train on a laptop: there it has part only if that has been done.
-    folder = run_folder(plan, "critic", ENV).parent / "qam-bootstrapped"
+    folder = training(plan, "qam-bootstrapped", ENV).path
     if preset == "paper" or (preset == "laptop" and trained(folder, plan.config)):
         loads[BOOTSTRAPPED] = lambda: learners(plan, BOOTSTRAPPED, ENV)
     return loads

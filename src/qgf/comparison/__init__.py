@@ -11,6 +11,7 @@ from qgf.comparison._trainings import (
     train_all as train_all,
     train_to_end as train_to_end,
     trained as trained,
+    training as training,
     trainings as trainings,
 )
 from qgf.comparison.leaderboard import markdown as markdown, sections as sections
