@@ -32,8 +32,8 @@ from qgf.executor import Processes
 from qgf.files import TEMPORARY, locked
 from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
-from qgf.tasks.ogbench.collect import _cube_stays_visible, collect, episode_seed
-from qgf.tasks.ogbench.envs import state_widths
+from qgf.tasks.ogbench.collect import _cube_stays_visible, _episode, collect, episode_seed
+from qgf.tasks.ogbench.envs import EnvName, state_widths
 
 small = functools.partial(
     collect,
@@ -171,6 +171,9 @@ def test_bytes_do_not_depend_on_workers(whole, tmp_path):
                     40 * (i + 1) - 1 for i in range(shard.episodes)
                 ]
     assert len({episode.tobytes() for episode in episodes}) == 8  # no seed is used twice
+    name, numbers = EnvName.parse("cube-single-play-v0"), {"train": range(5), "val": range(3)}
+    seeds = [episode_seed(3, split, i) for split, every in numbers.items() for i in every]
+    np.testing.assert_array_equal(episodes, [_episode(name, 40, seed)["qpos"] for seed in seeds])
 
 
 def test_collecting_leaves_the_callers_random_state_alone(tmp_path):
