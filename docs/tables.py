@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ("training", "dqc", "latency", "aggregation", "collecting", "evaluating")
 PARTS = dict.fromkeys(BENCHMARKS, "benchmarks")
 PARTS |= dict.fromkeys(("streaming", "reading"), "streaming")  # in which file of results/
-PAGES = ("README.md", "docs/results.md", "docs/performance.md")
+PAGES = ("README.md", "docs/results.md", "docs/performance.md", "docs/clusters.md")
 
 
 def percent(value: float) -> str:
@@ -331,7 +331,25 @@ def paper_cost() -> str:
     )
 
 
+def billion() -> str:
+    """Say what collecting a billion transitions takes, from the rate of a core and from a shard."""
+    figures = json.loads((ROOT / "results/benchmarks.json").read_text())["collecting"]["figures"]
+    kept = json.loads((ROOT / "results/collection.json").read_text())
+    rows = [
+        [name, f"{found['steps_per_second']:.0f}", f"{1e9 / found['steps_per_second'] / 3600:.0f}"]
+        for name, found in figures.items()
+    ]
+    each = kept["bytes"] / kept["transitions"]
+    head = ["", "steps per second and core", "core hours per billion transitions"]
+    return (
+        f"{markdown(head, rows)}\n\nThe rates are those of [performance.md](performance.md). "
+        f"{kept['transitions']:,} transitions of {kept['name']} take {kept['bytes'] / 1e6:,.0f} MB "
+        f"of disk, {each:.0f} bytes each: a billion takes {each:.0f} GB."
+    )
+
+
 TABLES = {
+    "billion": billion,
     "leaderboard": partial(leaderboard, "leaderboard"),
     "overall": overall,
     "trained": partial(leaderboard, "leaderboard-trained"),

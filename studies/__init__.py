@@ -1,9 +1,10 @@
 """Studies: one file a figure of the paper, run by `qgf study NAME`.
 
-A study is a module of three functions: `measure(preset, out)` returns its data, ready for
-JSON (OUT is a folder for what it has to make on the way, and to reuse); `draw(data)` returns
-a figure; `say(data)` compares the data with the paper's claim in one paragraph, whose words
-follow from the data. The studies of ANYWHERE also take an environment: `measure(preset, out, env)`.
+A study is a module of three functions: `measure(preset, out, executor)` returns its data, ready for
+JSON (OUT is a folder for what it has to make on the way, and to reuse; the executor runs trainings
+side by side before anything that needs them); `draw(data)` returns a figure; `say(data)` compares
+the data with the paper's claim in one paragraph, whose words follow from the data. The studies of
+ANYWHERE also take an environment: `measure(preset, out, executor, env)`.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from qgf.errors import UserError, nearest
+from qgf.executor import Executor
 from qgf.files import atomic_open, locked, write_json
 from studies import (
     calibration,
@@ -33,7 +35,9 @@ Preset = Literal["smoke", "laptop", "paper"]
 class Study(Protocol):
     """What a module of this package offers."""
 
-    def measure(self, preset: Preset, out: Path, **options: str) -> dict[str, Any]: ...
+    def measure(
+        self, preset: Preset, out: Path, executor: Executor | None, **options: str
+    ) -> dict[str, Any]: ...
 
     def draw(self, data: dict[str, Any]) -> Figure: ...
 
@@ -54,12 +58,20 @@ STUDIES: dict[str, Study] = {
 ANYWHERE = ("sensitivity", "weight", "q-optimizer")
 
 
-def run_study(name: str, preset: Preset, out: Path, env: str | None = None) -> str:
+def run_study(
+    name: str,
+    preset: Preset,
+    out: Path,
+    env: str | None = None,
+    executor: Executor | None = None,
+) -> str:
     """Run a study; write OUT/NAME.{json,png,svg,md} and return its paragraph.
 
     Args:
         env: task, or goals of an -oraclerep environment, to look at instead of the study's own;
             its files are then named NAME-ENV.
+        executor: what runs trainings side by side, e.g. `qgf.executor.Processes()`; by default they
+            are run one after the other in this process.
 
     Raises:
         UserError: no such study or preset, a study or an environment that do not go together,
@@ -74,7 +86,7 @@ def run_study(name: str, preset: Preset, out: Path, env: str | None = None) -> s
         raise UserError(f"{name} has environments of its own; --env is for {', '.join(ANYWHERE)}")
     study, out, options = STUDIES[name], Path(out), {"env": env} if env else {}
     with locked(out):
-        data = {"study": name, "preset": preset, **study.measure(preset, out, **options)}
+        data = {"study": name, "preset": preset, **study.measure(preset, out, executor, **options)}
         name = f"{name}-{env}" if env else name
         write_json(out / f"{name}.json", data)
         figure = study.draw(data)

@@ -20,6 +20,7 @@ from qgf.act import guidance_scale
 from qgf.comparison import Plan, Variant, learners, read_episodes, run_episodes
 from qgf.core import Sampled
 from qgf.evaluation import figures, percentile_interval, resample
+from qgf.executor import Executor
 from qgf.methods import METHODS, Bound, Learners
 from studies._runs import CUBE, SCENE, study_plan
 from studies._scale import (
@@ -72,10 +73,10 @@ def _act(bound: Bound, noise: Array, weight: Array, steps: int) -> Sampled:
 AUTO = dataclasses.replace(METHODS["qgf"], roles=("policy", "critic", "scale"), act=_act)
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
+def measure(preset: str, out: Path, executor: Executor | None) -> dict[str, Any]:
     """Return the choice of the default u, and its success on the tasks held out from it."""
     (choosing, held_out), weights = TASKS[preset], WEIGHTS[preset]
-    plan = study_plan(preset, out, (*choosing, *held_out))
+    plan = study_plan(preset, out, (*choosing, *held_out), executor, ["qgf"])
     found = {env: sweep_both(plan, env, "tune", weights, UNITS[preset]) for env in choosing}
     carried, default = (best(task[i] for task in found.values()) for i in (0, 1))
     tasks, wins = [], []

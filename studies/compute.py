@@ -22,6 +22,7 @@ from qgf.comparison import (
     variant,
 )
 from qgf.evaluation import figures, paired_difference
+from qgf.executor import Executor
 from qgf.methods import find_method, settings
 from qgf.run import of_seed
 from studies._runs import CUBE, study_plan
@@ -44,15 +45,15 @@ STYLES = {
 }
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
+def measure(preset: str, out: Path, executor: Executor | None) -> dict[str, Any]:
     """Return success on test episodes, operations and milliseconds of every method and N.
 
     A row's "flops" are all operations of one action as `_costs.count` counts them: matrix
     products ("products") and elementwise work. "ms" is the time of one call on this machine by
     its number of observations.
     """
-    plan = study_plan(preset, out, (ENV,))
     names = ["qgf", "gradstep"] if preset == "smoke" else ["qgf", "gradstep", "bptt", "qgf+bfn"]
+    plan = study_plan(preset, out, (ENV,), executor, names)
     tests: dict[str, list[Setting]] = {}
     for n in SAMPLES[:2] if preset == "smoke" else SAMPLES:
         tests.setdefault({1: "bc", 4: "bfn-4"}.get(n, "bfn"), []).append((0.0, n))

@@ -13,17 +13,23 @@ from qgf.comparison import (
     Plan,
     Variant,
     learners,
+    other_critics,
     read_episodes,
     run_episodes,
     run_folder,
     spec,
     train_to_end as train,
+    trained,
+    training,
+    trainings,
 )
+from qgf.config import Config
 from qgf.evaluation import figures, paired_difference
+from qgf.executor import Executor, execute
 from qgf.files import read_value, write_value
 from qgf.learners import IQL as IQLCritic
 from qgf.methods import METHODS, Learners, settings
-from qgf.run import list_checkpoints, load_learner, of_seed
+from qgf.run import load_learner, of_seed
 from studies._rollouts import Chunks, accuracies, ranks, roll_out
 from studies._runs import CUBE, study_plan
 from studies._scale import rate, short, tuned
@@ -44,10 +50,14 @@ LABELS = {
 POLICIES = {"cloned": ("#0072b2", "o"), "guided": ("#d55e00", "s")}
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
+def measure(preset: str, out: Path, executor: Executor | None) -> dict[str, Any]:
     """Return success under every critic, and its Q against the returns of real episodes."""
-    plan = study_plan(preset, out, (ENV,))
+    plan = study_plan(preset, out, (ENV,), executor)
     loads, episodes = _loads(plan, preset), ROLLOUTS[preset]
+    if executor is not None:
+        others = dict(_other(plan, expectile) for expectile in EXPECTILES[preset])
+        jobs = trainings(plan, [name for name in loads if name in METHODS], [ENV])
+        execute([*jobs, *other_critics(plan, ENV, others)], executor, "steps")
     tried = [(w, 1) for w in WEIGHTS[preset]]
     arms = {name: Variant(METHODS["qgf"], load, tried) for name, load in loads.items()}
     run_episodes(plan, ENV, "tune", arms)
@@ -92,9 +102,8 @@ def _loads(plan: Plan, preset: str) -> dict[str, Callable[[], Learners]]:
         loads[f"critic-expectile-{expectile:g}"] = load
     loads["qgf-monte-carlo"] = lambda: learners(plan, "qgf-monte-carlo", ENV)
     # It takes an hour to train on a laptop: there it has part only if that has been done.
-    folder = run_folder(plan, "critic", ENV).parent / "qam-bootstrapped"
-    trained = max(list_checkpoints(folder), default=0) >= plan.config.steps
-    if preset == "paper" or (preset == "laptop" and trained):
+    folder = training(plan, "qam-bootstrapped", ENV).path
+    if preset == "paper" or (preset == "laptop" and trained(folder, plan.config)):
         loads[BOOTSTRAPPED] = lambda: learners(plan, BOOTSTRAPPED, ENV)
     return loads
 
@@ -106,10 +115,15 @@ def averaged(held: Learners) -> Learners:
     return held | {"critic": dataclasses.replace(held["critic"], config=config)}
 
 
+def _other(plan: Plan, expectile: float) -> tuple[Path, Config]:
+    """Return the folder and the settings of an IQL critic of another expectile."""
+    folder = plan.out / "critics" / f"expectile-{expectile:g}"
+    return folder, plan.config.having(IQLCritic.Hyper(expectile=expectile))
+
+
 def _other_expectile(plan: Plan, expectile: float) -> Learners:
     """Return the cloned policy and an IQL critic of another expectile."""
-    folder = plan.out / "critics" / f"expectile-{expectile:g}"
-    config = plan.config.having(IQLCritic.Hyper(expectile=expectile))
+    folder, config = _other(plan, expectile)
     train(plan, ENV, folder, config, policy=run_folder(plan, "policy", ENV))
     return {role: load_learner(folder, role) for role in ("policy", "critic")}
 

@@ -15,6 +15,7 @@ from qgf.comparison import Plan, Setting, learners, read_episodes, run_episodes,
 from qgf.core import ESTIMATORS, Sampled, refuse_failed
 from qgf.data import Batch, GoalBatch
 from qgf.evaluation import figures, paired_difference
+from qgf.executor import Executor
 from qgf.methods import Bound, Learners, Method, bind, find_method
 from qgf.run import load_record, of_seed, validation_batch
 from studies._likelihood import log_likelihood
@@ -40,11 +41,11 @@ LIKELIHOOD_STEPS = 10  # on trained policies the mean is within 0.1 nats of that
 Row = dict[str, Any]
 
 
-def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
+def measure(preset: str, out: Path, executor: Executor | None, env: str = ENV) -> dict[str, Any]:
     """Return Q, distance, log-likelihood and success of every estimator at every weight."""
-    plan = study_plan(preset, out, (env,))
     names = SMOKE if preset == "smoke" else (*ESTIMATORS,)
     settings = POINTS | {name: [(w, 1) for w in WEIGHTS[preset]] for name in names}
+    plan = study_plan(preset, out, (env,), executor, [*settings])
     variants = {name: variant(plan, name, env, found) for name, found in settings.items()}
     searched = {name: variants[name] for name, found in settings.items() if len(found) > 1}
     run_episodes(plan, env, "tune", searched)

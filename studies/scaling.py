@@ -13,8 +13,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qgf.comparison import Plan, check_facts, read_episodes, run_episodes, run_folder, variant
+from qgf.comparison import (
+    Plan,
+    check_facts,
+    read_episodes,
+    run_episodes,
+    run_folder,
+    trainings,
+    variant,
+)
 from qgf.evaluation import figures
+from qgf.executor import Executor, execute
 from qgf.methods import settings
 from qgf.run import load_learner
 from studies._runs import CUBE, study_plan
@@ -37,10 +46,13 @@ RISE = 0.05  # of the validation loss above its lowest, from which on it counts 
 Curve = Sequence  # of (step, loss); pairs are lists once read from a file
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
+def measure(preset: str, out: Path, executor: Executor | None) -> dict[str, Any]:
     """Return for every width the parameters, success and loss curves of QGF, QAM and BC."""
-    base = study_plan(preset, out, (ENV,))
+    base = study_plan(preset, out, (ENV,), executor)
     plans = [plan_of(base, preset, width) for width in WIDTHS[preset]]
+    if executor is not None:
+        jobs = [job for plan in plans for job in trainings(plan, ["qgf", "qam"], [ENV], base.out)]
+        execute(jobs, executor, "steps")
     return {
         "env": ENV,
         "training_seeds": len(plans[0].seeds),

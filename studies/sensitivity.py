@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from qgf.comparison import learners, run_folder
 from qgf.core import ESTIMATORS, Critic, Velocity
+from qgf.executor import Executor
 from qgf.methods import bind
 from qgf.run import load_record, of_seed, validation_batch
 from studies._runs import CUBE, study_plan
@@ -31,9 +32,9 @@ STYLES = {
 }
 
 
-def measure(preset: str, out: Path, env: str = ENV) -> dict[str, Any]:
+def measure(preset: str, out: Path, executor: Executor | None, env: str = ENV) -> dict[str, Any]:
     """Return the mean cosine of every estimator, for every flow time and perturbation."""
-    plan = study_plan(preset, out, (env,))
+    plan = study_plan(preset, out, (env,), executor, ["qgf"])
     record = load_record(run_folder(plan, "critic", env))
     batch = validation_batch(record, STATES[preset])
     first = bind(of_seed(learners(plan, "qgf", env), 0), batch.obs, batch.goal)

@@ -25,6 +25,7 @@ from qgf.comparison import (
 )
 from qgf.core import Action, Critic, Sampled, Velocity, bounded, euler_counting, qgf
 from qgf.evaluation import figures
+from qgf.executor import Executor
 from qgf.methods import METHODS, Bound, Learners, Method, bind, settings
 from qgf.run import load_record, of_seed, validation_batch
 from studies._runs import CUBE, study_plan
@@ -155,7 +156,7 @@ def method_of(sampler: Sampler) -> Method:
     return Method("test-time", roles, act, "QGF on a grid of its own", "arXiv 2606.11087")
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
+def measure(preset: str, out: Path, executor: Executor | None) -> dict[str, Any]:
     """Return success on test episodes, error and milliseconds of every sampler.
 
     All are guided with the weight that `qgf` (uniform Euler, T of the configuration) chooses on
@@ -163,7 +164,7 @@ def measure(preset: str, out: Path) -> dict[str, Any]:
     of the same guided flow in REFERENCE Heun steps, at validation states. An evaluation is one
     of the policy, and, if guided, one of both critics and of one critic's gradient.
     """
-    plan = study_plan(preset, out, (ENV,))
+    plan = study_plan(preset, out, (ENV,), executor, ["qgf"])
     searched = settings("qgf")[2:3] if preset == "smoke" else settings("qgf")
     weight = choose_weight(plan, "qgf", searched)
     weights = {s: weight if s.guided else 0.0 for s in _samplers(preset)}

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qgf.core import ESTIMATORS
+from qgf.executor import Executor
 from studies._mixture import Mixture, guided_path, train_network
 from studies._slider import write_slider
 
@@ -43,8 +44,11 @@ COLORS = {"BC": "#000000", "OOD": "#d55e00", "BPTT": "#0072b2", "QGF": "#009e73"
 MARKERS = {"OOD": "s", "BPTT": "^", "QGF": "o"}
 
 
-def measure(preset: str, out: Path) -> dict[str, Any]:
-    """Return paths, ends and gradients of all methods; write OUT/toy.html, the slider's page."""
+def measure(preset: str, out: Path, executor: Executor | None) -> dict[str, Any]:
+    """Return paths, ends and gradients of all methods; write OUT/toy.html, the slider's page.
+
+    No run is trained, so the executor has nothing to do.
+    """
     particles, settings, train_steps, trained = SIZES[preset]
     problems, slider = [], {}
     for dim, means in MEANS.items():

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from qgf.comparison import STATES, opinions
 from qgf.evaluation import figures, paired_difference
+from qgf.executor import Executor
 from qgf.run import SettingResult, choose
 from studies._runs import CUBE, SCENE, study_plan
 from studies._scale import Outcomes, flow_sizes_by_seed, rate, short, sweep, typical_scale
@@ -21,10 +22,12 @@ GRID = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHTS = {"smoke": (0.0, 0.1, 1.0), "laptop": GRID, "paper": GRID}
 
 
-def measure(preset: str, out: Path, env: str | None = None) -> dict[str, Any]:
+def measure(
+    preset: str, out: Path, executor: Executor | None, env: str | None = None
+) -> dict[str, Any]:
     """Return for every task and weight success, Q gain, distance and the unitless weight."""
     envs, weights = (env,) if env else ENVS[preset], WEIGHTS[preset]
-    plan, tasks = study_plan(preset, out, envs), []
+    plan, tasks = study_plan(preset, out, envs, executor, ["qgf"]), []
     for env in envs:
         tune, test = (sweep(plan, env, split, weights) for split in ("tune", "test"))
         opinion = opinions(plan, "qgf", env, [(w, 1) for w in weights])

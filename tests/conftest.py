@@ -154,7 +154,7 @@ def pytest_terminal_summary(terminalreporter):
 def data(tmp_path_factory):
     """Two shards of two short episodes each; read-only."""
     folder = tmp_path_factory.mktemp("data") / "cube"
-    collect("cube-single-play-v0", folder, 4, 2, 2, 1, 0, 101)
+    collect("cube-single-play-v0", folder, 4, 2, 2, None, 0, 101)
     return folder
 
 

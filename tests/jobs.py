@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from qgf.errors import UserError
@@ -61,3 +63,17 @@ def die_once(path: Path) -> None:
         path.touch()
         die()
     path.write_text("done")
+
+
+def die_amid(work: Callable[[], object], seen: Path, tried: Path) -> None:
+    """Do some work, but at the first try be killed as soon as it has made a file."""
+
+    def watch() -> None:
+        while not seen.exists():
+            time.sleep(0.001)
+        die()
+
+    if not tried.exists():
+        tried.touch()
+        threading.Thread(target=watch, daemon=True).start()
+    work()

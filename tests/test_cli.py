@@ -561,7 +561,7 @@ SHARDS = ("--episodes", "2", "--shard-episodes", "1", "--val-episodes", "2")
 def collected(tmp_path_factory):
     """Shards of short episodes, collected at one go; read-only."""
     folder = tmp_path_factory.mktemp("collected") / "whole"
-    collect(NAME, folder, 2, 2, 1, 1, 0, 301)
+    collect(NAME, folder, 2, 2, 1, None, 0, 301)
     return folder
 
 

@@ -28,11 +28,12 @@ from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 import qgf.tasks.ogbench.collect
 from qgf.data.manifest import Manifest, load_manifest
 from qgf.errors import UserError
+from qgf.executor import Processes
 from qgf.files import TEMPORARY, locked
 from qgf.tasks import find_task
 from qgf.tasks._workers import Workers
-from qgf.tasks.ogbench.collect import _cube_stays_visible, collect, episode_seed
-from qgf.tasks.ogbench.envs import state_widths
+from qgf.tasks.ogbench.collect import _cube_stays_visible, _episode, collect, episode_seed
+from qgf.tasks.ogbench.envs import EnvName, state_widths
 
 small = functools.partial(
     collect,
@@ -40,7 +41,7 @@ small = functools.partial(
     episodes=5,
     val_episodes=3,
     shard_episodes=2,
-    workers=1,
+    executor=None,
     seed=3,
     steps=40,
 )
@@ -140,7 +141,7 @@ def test_episode_equals_that_of_ogbench(name, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(type(env.unwrapped), "action_space", space)
     expected = ogbench_episode(env, oracles(env, name), seed, steps, **settings)
 
-    collect(name, tmp_path, 1, 1, 1, 1, seed, steps)
+    collect(name, tmp_path, 1, 1, 1, None, seed, steps)
     with np.load(tmp_path / f"{name}.npz") as actual:
         assert set(actual) == expected.keys() - (
             set() if "button_states" in actual else {"button_states"}
@@ -154,7 +155,7 @@ def test_episode_equals_that_of_ogbench(name, settings, tmp_path, monkeypatch):
 
 
 def test_bytes_do_not_depend_on_workers(whole, tmp_path):
-    manifest = small(out=tmp_path, workers=2)
+    manifest = small(out=tmp_path, executor=Processes(2))
     assert contents(tmp_path) == contents(whole)
     assert [shard.file for shard in manifest.shards] == [
         f"cube-single-play-v0-00{i}{val}.npz" for i in range(3) for val in ("", "-val")
@@ -170,18 +171,21 @@ def test_bytes_do_not_depend_on_workers(whole, tmp_path):
                     40 * (i + 1) - 1 for i in range(shard.episodes)
                 ]
     assert len({episode.tobytes() for episode in episodes}) == 8  # no seed is used twice
+    name, numbers = EnvName.parse("cube-single-play-v0"), {"train": range(5), "val": range(3)}
+    seeds = [episode_seed(3, split, i) for split, every in numbers.items() for i in every]
+    np.testing.assert_array_equal(episodes, [_episode(name, 40, seed)["qpos"] for seed in seeds])
 
 
 def test_collecting_leaves_the_callers_random_state_alone(tmp_path):
     np.random.seed(0)
     expected = np.random.RandomState(0).rand()
-    collect("puzzle-3x3-play-v0", tmp_path, 1, 1, 1, 1, 0, steps=5)
+    collect("puzzle-3x3-play-v0", tmp_path, 1, 1, 1, None, 0, steps=5)
     assert np.random.rand() == expected
 
 
 def test_ogbench_loads_a_collection_of_one_shard(tmp_path):
     name = "puzzle-3x3-play-v0"
-    collect(name, tmp_path, 2, 1, 2, 1, 0, steps=30)
+    collect(name, tmp_path, 2, 1, 2, None, 0, steps=30)
     env, train, val = ogbench.make_env_and_datasets(
         "puzzle-3x3-play-singletask-task2-v0", dataset_dir=tmp_path
     )
@@ -197,8 +201,9 @@ def test_ogbench_loads_a_collection_of_one_shard(tmp_path):
 
 
 COLLECTING = """
+from qgf.executor import Processes
 from qgf.tasks.ogbench.collect import collect
-collect("cube-single-play-v0", DATA, 1, 1, 1, 2, 3, 5)
+collect("cube-single-play-v0", DATA, 1, 1, 1, Processes(2), 3, 5)
 """
 EVALUATING = """
 from qgf.files import TEMPORARY, locked
@@ -224,17 +229,18 @@ def test_scripts_need_no_main_guard(how, what, tmp_path):
     assert done.stdout.split() == ["once", "None"], done.stderr
 
 
-# Writes so slowly that a signal sent after the first shard comes before the last.
+# Lists shards so slowly that a signal sent after the first shard comes before the last.
 _SCRIPT = """
 import sys, time
 from qgf.tasks.ogbench import collect
-write = collect._write
+from qgf.executor import Processes
+describe = collect._shard
 def slowly(*shard):
     time.sleep(0.5)
-    return write(*shard)
+    return describe(*shard)
 if __name__ == "__main__":
-    collect._write = slowly
-    collect.collect("cube-single-play-v0", sys.argv[1], 5, 3, 2, int(sys.argv[2]), 3, 40)
+    collect._shard = slowly
+    collect.collect("cube-single-play-v0", sys.argv[1], 5, 3, 2, Processes(2), 3, 40)
 """
 
 
@@ -263,7 +269,7 @@ def wait_until(condition, seconds):
 def test_broken_off_collection_continues_with_the_same_bytes(how, whole, tmp_path):
     script, folder = tmp_path / "run.py", tmp_path / "data"
     script.write_text(_SCRIPT)
-    process = subprocess.Popen([sys.executable, script, folder, "2"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, script, folder], stderr=subprocess.DEVNULL)
     first = folder / "cube-single-play-v0-000.npz"
     assert wait_until(first.exists, 60)
     workers = descendants(process.pid)
@@ -282,6 +288,30 @@ def test_broken_off_collection_continues_with_the_same_bytes(how, whole, tmp_pat
     assert first.stat().st_mtime_ns == stamp or not recorded
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_only_an_episode_that_is_damaged_is_played_twice(damaged, whole, tmp_path, monkeypatch):
+    play, calls = qgf.tasks.ogbench.collect._episode, []
+
+    def fifth_breaks_off(*arguments):
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return play(*arguments)
+
+    monkeypatch.setattr(qgf.tasks.ogbench.collect, "_episode", fifth_breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        small(out=tmp_path)
+    (left,) = tmp_path.glob("episodes/*/*")
+    assert left == tmp_path / "episodes" / "cube-single-play-v0-001" / "2.npz"
+    if damaged:
+        content = bytearray(left.read_bytes())
+        content[len(content) // 2] ^= 1
+        left.write_bytes(content)
+    small(out=tmp_path)
+    assert contents(tmp_path) == contents(whole)
+    assert len(calls) == 8 + 1 + damaged
+
+
 def test_death_of_a_worker_is_reported(tmp_path):
     def kill():
         wait_until(lambda: len(multiprocessing.active_children()) == 2, 60)
@@ -289,15 +319,15 @@ def test_death_of_a_worker_is_reported(tmp_path):
         multiprocessing.active_children()[0].kill()
 
     threading.Thread(target=kill).start()
-    with pytest.raises(UserError, match=r"a worker process died.*same command"):
-        small(out=tmp_path, workers=2)
+    with pytest.raises(UserError, match=r"the process of .* died.*same command"):
+        small(out=tmp_path, executor=Processes(2))
 
 
 @pytest.mark.parametrize("when", ["first shard", "first shard listed", "last shard listed"])
 def test_folder_that_is_removed_meanwhile(when, whole, tmp_path, monkeypatch):
     folder = tmp_path / "data"
     place, name = (
-        (qgf.tasks.ogbench.collect, "_write") if when == "first shard" else (Manifest, "write")
+        (qgf.tasks.ogbench.collect, "_join") if when == "first shard" else (Manifest, "write")
     )
     function = getattr(place, name)
     left = {"first shard": 1, "first shard listed": 2, "last shard listed": 7}[when]
@@ -323,9 +353,9 @@ def test_too_little_memory_or_too_few_files(tmp_path, monkeypatch):
     taken = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 2, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot start 2 worker.*Too many open files"):
-            small(out=tmp_path / "a", workers=2)
-        with pytest.raises(UserError, match=r"cannot start 2 worker.*fewer --workers"):
+        with pytest.raises(UserError, match=r"cannot start worker.*Too many open files"):
+            small(out=tmp_path / "a", executor=Processes(2))
+        with pytest.raises(UserError, match=r"cannot start worker.*use fewer"):
             Workers(find_task("cube-single-v0"), 2, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -337,7 +367,7 @@ def test_too_little_memory_or_too_few_files(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez_compressed", savez)
     with pytest.raises(UserError, match=r"not enough memory.*--shard-episodes"):
         small(out=tmp_path / "b")
-    assert [path.name for path in (tmp_path / "b").iterdir()] == ["manifest.json"]
+    assert [path.name for path in (tmp_path / "b").glob("*.*")] == ["manifest.json"]
 
 
 def test_what_macos_leaves_in_a_folder_does_not_count(copied, whole, tmp_path):
@@ -388,7 +418,7 @@ def test_other_arguments_do_not_mix_with_what_is_there(change, message, copied):
 
 def test_other_environment_does_not_mix_with_what_is_there(copied):
     with pytest.raises(UserError, match="name cube-single-play-v0, not scene-play-v0"):
-        collect("scene-play-v0", copied, 5, 3, 2, 1, 3, 40)
+        collect("scene-play-v0", copied, 5, 3, 2, None, 3, 40)
 
 
 @pytest.mark.parametrize(
@@ -398,9 +428,7 @@ def test_other_environment_does_not_mix_with_what_is_there(copied):
         ({"val_episodes": 0}, "val_episodes must lie between 1 and 1,000,000, got 0"),
         ({"val_episodes": 2}, "each of the 3 shards needs one"),
         ({"shard_episodes": -1}, "shard_episodes must lie between 1 and .*, got -1"),
-        ({"workers": 10**6}, "workers must lie between 1 and 1,000, got 1000000"),
         ({"episodes": 10**20}, "episodes must lie between 1 and 1,000,000, got 1000"),
-        ({"workers": 0}, "workers must lie between 1 and 1,000, got 0"),
         ({"steps": 0}, "steps must lie between 1 and .*, got 0"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
@@ -414,22 +442,21 @@ def test_senseless_arguments(change, message, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_far_more_processes_than_processors(tmp_path, monkeypatch):
+def test_far_more_processes_than_processors(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     for function in (
-        lambda: small(out=tmp_path / "data", episodes=40, shard_episodes=40, workers=33),
+        lambda: Processes(33),
         lambda: Workers(find_task("cube-single-v0"), 40, 33),
     ):
         with pytest.raises(UserError, match="33 worker processes are too many for 2 processors"):
             function()
-    assert not (tmp_path / "data").exists()
 
 
 def test_environment_must_exist_and_name_a_type(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'scene-play-v0'"):
-        collect("scene-plai-v0", tmp_path, 1, 1, 1, 1, 0)
+        collect("scene-plai-v0", tmp_path, 1, 1, 1, None, 0)
     with pytest.raises(UserError, match=r"write e\.g\. 'scene-play-v0'"):
-        collect("scene-v0", tmp_path, 1, 1, 1, 1, 0)
+        collect("scene-v0", tmp_path, 1, 1, 1, None, 0)
 
 
 def test_folder_of_other_things_is_left_alone(tmp_path):
@@ -463,11 +490,11 @@ def test_full_disk_leaves_nothing_half_written(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot write .*play-v0-000\.npz"):
+        with pytest.raises(UserError, match=r"cannot write .*play-v0-000/0\.npz"):
             small(out=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert [path for path in tmp_path.rglob("*.*")] == [tmp_path / "manifest.json"]
 
 
 def test_hidden_cube_is_seen():

@@ -15,6 +15,7 @@ from conftest import TASK, TINY, release_memory, train_and_release
 from test_gymnasium import PENDULUM, play
 from test_own_data import TINY as OWN
 
+import qgf.comparison._trainings
 import qgf.comparison.protocol
 from qgf.act import rollout
 from qgf.cli import main
@@ -25,7 +26,6 @@ from qgf.config import PRESETS, Spec
 from qgf.data import Fields, convert
 from qgf.errors import UserError
 from qgf.evaluation import evaluate
-from qgf.executor import EXECUTORS
 from qgf.files import read_value
 from qgf.methods.table import find_method, settings
 from qgf.run.checkpoint import list_checkpoints, load_learner, load_record, of_seed
@@ -64,7 +64,7 @@ def untimed():
 def short(monkeypatch):
     brief = functools.partial(Workers, max_episode_steps=10)
     monkeypatch.setattr(qgf.comparison.protocol, "Workers", brief)
-    monkeypatch.setattr(qgf.comparison.protocol, "train", train_and_release)
+    monkeypatch.setattr(qgf.comparison._trainings, "train", train_and_release)
 
 
 def tables(out):
@@ -85,7 +85,7 @@ def compared(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         brief = functools.partial(Workers, max_episode_steps=10)
         patch.setattr(qgf.comparison.protocol, "Workers", brief)
-        patch.setattr(qgf.comparison.protocol, "train", train_and_release)
+        patch.setattr(qgf.comparison._trainings, "train", train_and_release)
         run(data, out)
     return out
 
@@ -104,7 +104,7 @@ def test_runs_are_shared(compared):
 def test_second_time_nothing_runs_again(compared, data, monkeypatch):
     before = (compared / "leaderboard.json").read_bytes()
     for module, name in (
-        ("qgf.comparison.protocol", "train"),
+        ("qgf.comparison._trainings", "train"),
         ("qgf.comparison.protocol", "roll_out"),
     ):
         monkeypatch.setattr(f"{module}.{name}", None)
@@ -224,7 +224,7 @@ def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
     argv = f"--envs {TASK} gymnasium:A --methods qgf bfn --data c d --seeds 3,5 --episodes 7"
     more = "--tune-episodes 6 --workers 3 --slots 4 --seed 9 --preset paper --steps 11"
     fields = "--obs x --action u --reward r --success won --jobs 3"
-    monkeypatch.setitem(EXECUTORS, "processes", lambda count, address: (count, address))
+    monkeypatch.setattr("qgf.executor.for_training", lambda *asked: asked)
     main(["compare", "--out", str(tmp_path), *argv.split(), *more.split(), *fields.split()])
     config = dataclasses.replace(PRESETS["paper"], steps=11)
     options = {"seeds": [3, 5], "episodes": 7, "tune_episodes": 6, "workers": 3, "slots": 4}
@@ -236,7 +236,7 @@ def test_the_command_passes_everything_on(tmp_path, monkeypatch, capsys):
                 "seed": 9,
                 "fields": Fields(("x",), "u", "r"),
                 "success": "won",
-                "executor": (3, None),
+                "executor": ("processes", 3, None),
             },
         )
     ]

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from telling import draws, tells
 
-from qgf.comparison.protocol import Plan
+from qgf.comparison import Plan
 from qgf.config import Config, Spec
 from qgf.learners import IQL, LEARNERS
 from studies import _rollouts, critics
@@ -132,8 +132,8 @@ def test_other_expectiles_are_trained_on_the_same_policy(tmp_path, monkeypatch):
 def test_the_bootstrapped_critic_has_part_where_it_is_trained(
     preset, step, there, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(critics, "run_folder", lambda plan, what, env: tmp_path / what)
-    state = tmp_path / f"qam-bootstrapped/checkpoints/{step:08d}/state.json"
+    run = tmp_path / "runs/cube-single-play/task2/qam-bootstrapped"
+    state = run / f"checkpoints/{step:08d}/state.json"
     state.parent.mkdir(parents=True)
     state.write_text("{}")
     plan = Plan(tmp_path, {}, Config(steps=20_000), (0,), {})

@@ -16,7 +16,9 @@ import qgf
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/performance.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/results.md", "docs/performance.md", "docs/clusters.md"]
+)
 def test_tables_come_from_the_results(page):
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/tables.py")
     tables = importlib.util.module_from_spec(spec)

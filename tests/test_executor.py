@@ -1,5 +1,6 @@
 """Jobs: in order, side by side, with one thread; what goes wrong in them, and what then happens."""
 
+import dataclasses
 import filecmp
 import functools
 import os
@@ -10,9 +11,10 @@ import pytest
 from conftest import TINY
 
 from qgf.cli import main
-from qgf.comparison.protocol import Plan, train_all
+from qgf.comparison import Plan, train_all
 from qgf.errors import UserError
-from qgf.executor import EXECUTORS, Job, Processes, execute
+from qgf.executor import Executor, Job, Processes, Ray, _outcome, execute, for_training
+from qgf.tasks.ogbench.collect import collect
 
 partial = functools.partial
 
@@ -72,6 +74,20 @@ def test_the_others_save_what_they_have_when_one_goes_wrong(tmp_path):
     assert stopped.exists()
 
 
+class Deadly:
+    """Another executor, whose first job is killed as soon as it has made a file."""
+
+    def __init__(self, inner: Executor, seen: Path, tried: Path):
+        self.inner, self.files, self.count = inner, [seen, tried], inner.count
+        self.fits, self.wait, self.stop = inner.fits, inner.wait, inner.stop
+
+    def start(self, job):
+        if self.files:
+            job = dataclasses.replace(job, work=partial(jobs.die_amid, job.work, *self.files))
+            self.files = []
+        self.inner.start(job)
+
+
 def plan(out: Path, data: Path) -> Plan:
     counts = {"tune": 1, "test": 1}
     return Plan(out, {"cube-single-play-v0": data}, TINY, (0,), counts)
@@ -98,7 +114,7 @@ def test_trainings_side_by_side_are_those_one_after_the_other(data, tmp_path):
     assert folders(out[0]) == folders(out[1])
     assert filecmp.cmpfiles(*out, arrays, shallow=False)[1:] == ([], [])
     # What is there is not made again.
-    train_all(plan(out[0], data), ["qgf", "cfgrl"], ENVS[:1], EXECUTORS["processes"](1, None))
+    train_all(plan(out[0], data), ["qgf", "cfgrl"], ENVS[:1], for_training("processes", 1, None))
     assert folders(out[0]) == folders(out[1])
 
 
@@ -120,7 +136,7 @@ def cluster():
 def test_a_ray_cluster_gives_the_same_bytes(cluster, data, tmp_path):
     local, far = tmp_path / "local", tmp_path / "far"
     train_all(plan(local, data), ["qgf"], ENVS[:1], Processes(2))
-    train_all(plan(far, data), ["qgf"], ENVS[:1], EXECUTORS["ray"](None, cluster))
+    train_all(plan(far, data), ["qgf"], ENVS[:1], Ray(cluster))
     arrays = [path for path in folders(local) if path.suffix == ".safetensors"]
     assert folders(far) == folders(local) and len(arrays) >= 9
     assert filecmp.cmpfiles(local, far, arrays, shallow=False)[1:] == ([], [])
@@ -129,11 +145,54 @@ def test_a_ray_cluster_gives_the_same_bytes(cluster, data, tmp_path):
 @pytest.mark.slow
 def test_ray_starts_again_what_a_killed_worker_did(cluster, tmp_path):
     path = tmp_path / "a"
-    executor = EXECUTORS["ray"](None, cluster)
+    executor = Ray(cluster)
     execute([job("a", jobs.die_once, path)], executor, "files")
     assert path.read_text() == "done"
     with pytest.raises(UserError, match=r"^x: no such data"):
         execute([job("x", jobs.refuse)], executor, "files")
+
+
+NAME = "cube-single-play-v0"
+gather = partial(collect, NAME, episodes=4, val_episodes=1, shard_episodes=4, seed=3, steps=60)
+
+
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory):
+    """A collection made in this process."""
+    return contents(gather(out=tmp_path_factory.mktemp("gathered"), executor=None).folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_collection_whose_process_is_killed_goes_on_with_the_same_bytes(gathered, tmp_path):
+    out, tried = tmp_path / "data", tmp_path / "tried"
+    seen = out / "episodes" / NAME / "0.npz"
+    with pytest.raises(UserError, match=r"npz, episodes 0 to 1 died .*same command goes on"):
+        gather(out=out, executor=Deadly(Processes(2), seen, tried))
+    assert seen.exists() and not (out / f"{NAME}.npz").exists()
+    gather(out=out, executor=Processes(2))
+    assert contents(out) == gathered
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_collects_the_same_bytes_though_a_worker_is_killed(
+    cluster, gathered, tmp_path
+):
+    out, tried = tmp_path / "data", tmp_path / "tried"
+    seen = out / "episodes" / NAME / "0.npz"
+    gather(out=out, executor=Deadly(Ray(cluster), seen, tried))
+    assert tried.exists() and contents(out) == gathered
+
+
+@pytest.mark.slow
+def test_jobs_on_a_cluster_run_in_the_folder_of_the_command(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    execute([job("a", jobs.copy, None, Path("a"))], Ray(cluster), "files")
+    assert (tmp_path / "a").read_text() == "a "
+    kind, text = _outcome(print, "/no such folder")
+    assert kind == "user" and "cannot enter /no such folder on" in text
 
 
 @pytest.mark.parametrize(

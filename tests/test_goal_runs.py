@@ -194,7 +194,7 @@ def test_a_tasks_critic_may_guide_a_policy_trained_for_goals(run, goal_run, shor
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", PAPER)
 def test_domains_of_the_paper(domain, tmp_path, short):
-    collect(f"{domain}-play-v0", tmp_path / "data", 1, 1, 1, 1, 0, 61)
+    collect(f"{domain}-play-v0", tmp_path / "data", 1, 1, 1, None, 0, 61)
     config = replace(TINY, steps=20, hyper=(DQC.Hyper(critic_chunk=10),))
     train_and_release(f"{domain}-play-oraclerep-v0", tmp_path / "data", tmp_path / "run", config)
     result = evaluate(tmp_path / "run", [0.5], episodes=1, tune_episodes=1, workers=1, slots=5)
@@ -204,7 +204,7 @@ def test_domains_of_the_paper(domain, tmp_path, short):
 @pytest.mark.slow
 def test_sparse_rewards(tmp_path):
     """Of a puzzle, whose own reward counts the buttons that are not as they should be."""
-    collect("puzzle-4x5-play-v0", tmp_path, 1, 1, 1, 1, 0, 61)
+    collect("puzzle-4x5-play-v0", tmp_path, 1, 1, 1, None, 0, 61)
     env, options = "puzzle-4x5-play-singletask-task1-v0", {"chunk": 5, "discount": 0.5}
     own, sparse = (
         Dataset(find_task(env).open(tmp_path, sparse=sparse), **options).validation()

@@ -8,7 +8,7 @@ import jax
 import pytest
 from telling import draws, tells
 
-from qgf.comparison.protocol import Plan
+from qgf.comparison import Plan
 from qgf.config import PRESETS, Config, Spec
 from qgf.learners import LEARNERS
 from studies import scaling

@@ -222,7 +222,7 @@ def test_random_settings_are_counted(data):
 @pytest.mark.slow
 def test_the_whole_study(tmp_path, monkeypatch):
     monkeypatch.setitem(toy.SIZES, "smoke", (60, 3, 5, (1,)))
-    data = json.loads(json.dumps(STUDIES["toy"].measure("smoke", tmp_path)))
+    data = json.loads(json.dumps(STUDIES["toy"].measure("smoke", tmp_path, None)))
     kinds = [(problem["dim"], problem["velocity"]) for problem in data["problems"]]
     assert kinds == [(1, "exact"), (1, "network"), (2, "exact")]
     for problem in data["problems"]:

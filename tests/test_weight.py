@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from telling import draws, tells
 
-from qgf.comparison.protocol import Plan
+from qgf.comparison import Plan
 from qgf.config import Config
 from qgf.evaluation.statistics import wilson_interval
 from qgf.files import write_value

@@ -25,7 +25,7 @@ def check_workers(count: int) -> None:
     if count > 16 * processors:
         raise UserError(
             f"{count} worker processes are too many for {processors} processors; use at most "
-            f"{16 * processors} --workers, and better one per processor"
+            f"{16 * processors}, and better one per processor"
         )
 
 
@@ -42,7 +42,7 @@ def worker_start(count: int) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(
-            f"cannot start {count} worker processes: {error.strerror or error}; use fewer --workers"
+            f"cannot start worker processes ({error.strerror or error}); use fewer side by side"
         ) from None
 
 

@@ -35,8 +35,12 @@ class Collect:
     """validation episodes; a tenth of the training episodes by default"""
     shard_episodes: int = 1000
     """episodes in a file"""
-    workers: int = 2
-    """processes"""
+    workers: int | None = None
+    """processes, by default one per processor; with 1, all happens in this one"""
+    executor: Literal["processes", "ray"] = "processes"
+    """where episodes are played: in processes here, or on a Ray cluster that shares --out"""
+    address: str | None = None
+    """that of the Ray cluster, e.g. auto; without it one is started on this machine"""
     seed: int = 0
     """of the whole dataset; the same bytes for any number of workers"""
 
@@ -44,6 +48,7 @@ class Collect:
         from qgf.tasks.ogbench.envs import check_simulator
 
         check_simulator()
+        from qgf.executor import for_collecting
         from qgf.tasks.ogbench.collect import collect
 
         val_episodes = -(-self.episodes // 10) if self.val_episodes is None else self.val_episodes
@@ -53,7 +58,7 @@ class Collect:
             self.episodes,
             val_episodes,
             self.shard_episodes,
-            self.workers,
+            for_collecting(self.executor, self.workers, self.address),
             self.seed,
         )
         rows = sum(shard.rows for shard in manifest.shards)
@@ -286,7 +291,7 @@ class Compare:
         _check_devices()
         from qgf.comparison._compare import compare
         from qgf.data import Fields
-        from qgf.executor import EXECUTORS
+        from qgf.executor import for_training
 
         compare(
             self.envs,
@@ -302,7 +307,7 @@ class Compare:
             seed=self.seed,
             fields=Fields(self.obs, self.action, self.reward),
             success=self.success,
-            executor=EXECUTORS[self.executor](self.jobs, self.address),
+            executor=for_training(self.executor, self.jobs, self.address),
         )
         print((self.out / "leaderboard.md").read_text("utf-8"))
 
@@ -395,15 +400,24 @@ class Study:
     env: str | None = None
     """look at this task, or at the goals of this -oraclerep environment, instead (sensitivity,
     weight and q-optimizer)"""
+    jobs: int | None = None
+    """trainings that run side by side, as for `qgf compare`"""
+    executor: Literal["processes", "ray"] = "processes"
+    """where trainings run and data are collected: in processes here, or on a Ray cluster that
+    shares the folders"""
+    address: str | None = None
+    """that of the Ray cluster, e.g. auto; without it one is started on this machine"""
 
     def __call__(self) -> None:
         _check_devices()
         from qgf._checkout import import_studies
+        from qgf.executor import for_training
 
         studies = import_studies()
-
+        executor = for_training(self.executor, self.jobs, self.address)
         for name in studies.STUDIES if self.name == "all" else [self.name]:
-            print(f"{name}: {studies.run_study(name, self.preset, self.out, self.env)}", flush=True)
+            said = studies.run_study(name, self.preset, self.out, self.env, executor)
+            print(f"{name}: {said}", flush=True)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from qgf.act.policy import Policy
 from qgf.config import PRESETS
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import evaluate
+from qgf.executor import for_collecting
 from qgf.methods.table import BEST_OF, CLONED, GUIDED
 from qgf.reports._report import report
 from qgf.run.checkpoint import list_checkpoints
@@ -39,7 +40,7 @@ def demo(out: Path, *, workers: int = 2) -> None:
 
     Args:
         out: folder for OUT/data and OUT/run; made if need be.
-        workers: environment processes.
+        workers: processes that play.
 
     Raises:
         UserError: `out` holds something else, or cannot be written.
@@ -49,7 +50,8 @@ def demo(out: Path, *, workers: int = 2) -> None:
     begin = time.monotonic()
     data, run = out / "data", out / "run"
     _heading(1, f"collecting {EPISODES} episodes of {DATASET}")
-    collect(DATASET, data, EPISODES, VAL_EPISODES, EPISODES, workers, SEED)
+    executor = for_collecting("processes", workers, None)
+    collect(DATASET, data, EPISODES, VAL_EPISODES, EPISODES, executor, SEED)
     _heading(2, f"training a flow policy and a critic, {CONFIG.steps:,} steps")
     if max(list_checkpoints(run), default=0) < CONFIG.steps:
         resume = (run / "config.json").exists()

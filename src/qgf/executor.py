@@ -5,21 +5,25 @@ Each computes with one thread: then its numbers do not depend on what runs besid
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from qgf._processes import ONE_THREAD, follow_parent, worker_start
+from rich.progress import Progress
+
+from qgf._processes import ONE_THREAD, check_workers, follow_parent, worker_start
 from qgf._progress import progress
 from qgf.errors import UserError, first_line
 
 POLL = 0.5  # seconds between two looks at how far jobs are
+SHOWN = 16  # jobs whose progress is looked at; those beyond fill no screen, but cost time
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Job:
     Attributes:
         name: what progress and errors call it; no two of those run together have the same.
         work: called without arguments; a function that can be imported, with `functools.partial`.
-        total: how many units it takes.
+        total: how many units it takes; 0 if what it does is not counted.
         done: how many of them are made, told by its files; called in this process.
         needs: names of jobs that come before it; those not given are taken to be done.
         memory: bytes it takes.
@@ -45,9 +49,14 @@ class Job:
 
 @runtime_checkable
 class Executor(Protocol):
-    """What runs jobs. `wait` gives (name, None) of one that ended, or (name, what went wrong)."""
+    """What runs jobs, `count` at a time.
 
-    def fits(self, job: Job, running: Sequence[Job]) -> bool:
+    `wait` gives (name, None) of one that ended, or (name, what went wrong).
+    """
+
+    count: int
+
+    def fits(self, job: Job, running: Collection[Job]) -> bool:
         """Whether a job can be started beside those that run."""
         ...
 
@@ -60,58 +69,114 @@ class Executor(Protocol):
         ...
 
 
-def execute(jobs: Sequence[Job], executor: Executor, unit: str) -> None:
-    """Run all jobs, each after those it needs; progress shows all that run.
+def execute(
+    jobs: Sequence[Job],
+    executor: Executor | None,
+    unit: str,
+    ended: Callable[[Job], object] = lambda job: None,
+) -> None:
+    """Run all jobs, each after those it needs; progress shows all together and some that run.
 
     Args:
+        executor: None runs them one after the other in this process, in the order given.
         unit: what is counted, e.g. "steps".
+        ended: called in this process with each job that succeeded, before those that need it start.
 
     Raises:
         UserError: a job raised it, or a process died; the others are stopped, which saves their
             state.
         RuntimeError: a job failed otherwise; the text is its traceback.
     """
-    waiting, running = {job.name: job for job in jobs}, {}
     with progress() as bar, contextlib.ExitStack() as ending:
-        ending.callback(executor.stop)
-        bars = {}
-        while waiting or running:
-            for job in [*waiting.values()]:
-                ready = not {*job.needs} & (waiting.keys() | running.keys())
-                if ready and executor.fits(job, [*running.values()]):
-                    running[job.name] = waiting.pop(job.name)
-                    bars[job.name] = bar.add_task(job.name, total=job.total, unit=unit)
-                    executor.start(job)
-            ended = executor.wait(POLL)
-            if not bar.disable:
-                for name, job in running.items():
-                    bar.update(bars[name], completed=job.done())
-            for name, error in ended.items():
-                if error is not None:
-                    raise error
-                bar.update(bars[name], visible=False)
-                del running[name]
+        bars = _Bars(bar, jobs, unit)
+        if executor is not None:
+            ending.callback(executor.stop)
+        for job in _run_here(jobs) if executor is None else _run(jobs, executor, bars):
+            ended(job)
+            bars.end(job)
+
+
+def _run_here(jobs: Sequence[Job]) -> Iterator[Job]:
+    for job in jobs:
+        job.work()
+        yield job
+
+
+def _run(jobs: Sequence[Job], executor: Executor, bars: "_Bars") -> Iterator[Job]:
+    """Run jobs, and yield each that succeeded; those that need it start after that."""
+    waiting: dict[str, Job] = {job.name: job for job in jobs}
+    running: dict[str, Job] = {}
+    while waiting or running:
+        unfinished = waiting.keys() | running.keys()
+        for job in [*waiting.values()]:
+            if unfinished.isdisjoint(job.needs) and executor.fits(job, running.values()):
+                running[job.name] = waiting.pop(job.name)
+                executor.start(job)
+        outcomes = executor.wait(POLL)
+        bars.look(running.values())
+        for name, error in outcomes.items():
+            if error is not None:
+                raise error
+            yield running[name]
+            del running[name]
+
+
+class _Bars:
+    """How far all jobs are together, and some of those that run."""
+
+    def __init__(self, bar: Progress, jobs: Sequence[Job], unit: str):
+        self._bar, self._unit, self._ended = bar, unit, 0
+        total = sum(job.total for job in jobs)
+        self._all = bar.add_task(f"{len(jobs)} jobs", total=total, unit=unit)
+        self._tasks: dict[str, Any] = {}
+
+    def look(self, running: Collection[Job]) -> None:
+        if self._bar.disable:
+            return
+        done = 0
+        for job in itertools.islice((job for job in running if job.total), SHOWN):
+            if job.name not in self._tasks:
+                task = self._bar.add_task(job.name, total=job.total, unit=self._unit)
+                self._tasks[job.name] = task
+            here = job.done()
+            self._bar.update(self._tasks[job.name], completed=here)
+            done += here
+        self._bar.update(self._all, completed=self._ended + done)
+
+    def end(self, job: Job) -> None:
+        self._ended += job.total
+        self._bar.update(self._all, completed=self._ended)
+        if job.name in self._tasks:
+            self._bar.remove_task(self._tasks.pop(job.name))
 
 
 class Processes:
     """Jobs in processes of this machine, as many as processors and memory allow."""
 
     def __init__(self, count: int | None = None):
-        """Let at most `count` run at a time; by default one per processor."""
-        self._count = count or len(os.sched_getaffinity(0))
+        """Let at most `count` run at a time; by default one per processor.
+
+        Raises:
+            UserError: they are far more than there are processors.
+        """
+        self.count = len(os.sched_getaffinity(0)) if count is None else count
+        check_workers(self.count)
         self._free = _available_memory()
         self._running: dict[str, tuple[Any, Any]] = {}
 
-    def fits(self, job: Job, running: Sequence[Job]) -> bool:
+    def fits(self, job: Job, running: Collection[Job]) -> bool:
+        if len(running) >= self.count:
+            return False
         needed = job.memory + sum(other.memory for other in running)
-        return not running or (len(running) < self._count and needed <= self._free)
+        return not running or needed <= self._free
 
     def start(self, job: Job) -> None:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=False)
-        with theirs, worker_start(1):
-            process = context.Process(target=_child, args=(theirs, job.work))
-            process.start()
+        with worker_start(1):
+            ours, theirs = context.Pipe(duplex=False)
+            with theirs:
+                process = context.Process(target=_child, args=(theirs, job.work))
+                process.start()
         self._running[job.name] = process, ours
 
     def wait(self, seconds: float) -> Mapping[str, BaseException | None]:
@@ -158,16 +223,25 @@ class Ray:
             ) from None
         # A worker process serves one job alone, as those of `Processes` do.
         self._remote = ray.remote(num_cpus=1, max_retries=3, max_calls=1)(_outcome)
+        self.count = self._processors()
 
-    def fits(self, job: Job, running: Sequence[Job]) -> bool:
-        return True  # Ray keeps what does not fit in line
+    def _processors(self) -> int:
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
+    def fits(self, job: Job, running: Collection[Job]) -> bool:
+        # Ray keeps in line what must wait; a line of any length would only slow it down.
+        return len(running) < 2 * self.count
 
     def start(self, job: Job) -> None:
         options = {"memory": job.memory, "runtime_env": {"env_vars": ONE_THREAD}}
-        self._running[self._remote.options(**options).remote(job.work)] = job.name
+        reference = self._remote.options(**options).remote(job.work, os.getcwd())
+        self._running[reference] = job.name
 
     def wait(self, seconds: float) -> Mapping[str, BaseException | None]:
+        self.count = self._processors()  # machines come and go
         ready, _ = self._ray.wait([*self._running], timeout=seconds)
+        if ready:  # perhaps not alone
+            ready, _ = self._ray.wait([*self._running], num_returns=len(self._running), timeout=0)
         ended = {}
         for reference in ready:
             name = self._running.pop(reference)
@@ -183,38 +257,48 @@ class Ray:
         self._running.clear()
 
 
-def local(count: int | None = None) -> Processes | None:
-    """Return what runs `count` jobs at a time here.
+def for_training(executor: str, jobs: int | None, address: str | None) -> Executor | None:
+    """Return what runs trainings, by a name of EXECUTORS, --jobs and --address.
 
-    Without a number that is one per processor. None, for one after the other in this process, is
-    what 0 asks for, and what a GPU needs, as one process takes all of its memory.
+    None, for one after the other in this process, is what 0 asks for, and by default what a GPU
+    needs, as one process takes all of its memory.
     """
     import jax  # late: worker processes of environments do without
 
-    if count is None and jax.default_backend() != "cpu":
-        return None
-    return None if count == 0 else Processes(count)
+    alone = (0,) if jax.default_backend() == "cpu" else (0, None)
+    return EXECUTORS[executor](jobs, address, "--jobs", alone)
 
 
-def _processes(count: int | None, address: str | None) -> Processes | None:
+def for_collecting(executor: str, workers: int | None, address: str | None) -> Executor | None:
+    """Return what runs a collection, by a name of EXECUTORS, --workers and --address.
+
+    None, for all in this process, is what 1 asks for.
+    """
+    return EXECUTORS[executor](workers, address, "--workers", (1,))
+
+
+def _processes(
+    count: int | None, address: str | None, option: str, alone: Sequence[int | None]
+) -> Processes | None:
     if address is not None:
         raise UserError("--address is that of a Ray cluster; use --executor ray with it")
-    if count is not None and count < 0:
-        raise UserError(f"--jobs must be at least 0, got {count}")
-    return local(count)
+    if count is not None and count < alone[0]:
+        raise UserError(f"{option} must be at least {alone[0]}, got {count}")
+    return None if count in alone else Processes(count)
 
 
-def _ray(count: int | None, address: str | None) -> Ray:
+def _ray(
+    count: int | None, address: str | None, option: str, alone: Sequence[int | None]
+) -> Executor:
     if count is not None:
-        raise UserError("--jobs has no effect on a Ray cluster, which knows its processors")
+        raise UserError(f"{option} has no effect on a Ray cluster, which knows its processors")
     return Ray(address)
 
 
-EXECUTORS: dict[str, Callable[[int | None, str | None], Executor | None]] = {
-    "processes": _processes,
-    "ray": _ray,
-}
-"""by name: what makes one of a number of jobs and an address"""
+Maker = Callable[[int | None, str | None, str, Sequence[int | None]], Executor | None]
+EXECUTORS: dict[str, Maker] = {"processes": _processes, "ray": _ray}
+"""by name: what makes one of a number of jobs, an address, the name of the option that gives the
+number, and the numbers (the least first) for which this process does all itself"""
 
 
 def _child(pipe: Any, work: Callable[[], object]) -> None:
@@ -225,15 +309,27 @@ def _child(pipe: Any, work: Callable[[], object]) -> None:
     pipe.send(_outcome(work))
 
 
-def _outcome(work: Callable[[], object]) -> tuple[str, str] | None:
-    """Do a job; return the kind and text of what went wrong, None if nothing did."""
+def _outcome(work: Callable[[], object], folder: str | None = None) -> tuple[str, str] | None:
+    """Do a job, in a folder; return the kind and text of what went wrong, None if nothing did."""
     try:
+        if folder is not None:
+            _enter(folder)
         work()
     except UserError as error:
         return "user", str(error)
     except Exception:
         return "other", traceback.format_exc()
     return None
+
+
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot enter {folder} on {socket.gethostname()} ({error.strerror}); run the command "
+            "in a folder that all machines see"
+        ) from None
 
 
 def _received(name: str, pipe: Any) -> BaseException | None:
@@ -243,7 +339,7 @@ def _received(name: str, pipe: Any) -> BaseException | None:
         except EOFError:
             return UserError(
                 f"the process of {name} died (out of memory?); the same command goes on where it "
-                "was, and takes less memory with a smaller --jobs"
+                "was, and takes less memory with fewer side by side"
             )
 
 

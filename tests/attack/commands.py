@@ -145,7 +145,7 @@ def light() -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         for name in (
             *(
-                "qgf.comparison.protocol.execute",
+                "qgf.comparison._trainings.execute",
                 "qgf.run.trainer.create_state",
                 "qgf.tasks.ogbench.collect._fill",
                 "qgf.evaluation._evaluate.roll_out",
@@ -202,7 +202,7 @@ def outcome(line: list[str], *watched: Path) -> str:
 def attack(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Try `count` lines; return how many were refused, and what went wrong."""
     run, data, here = folder / "run", folder / "data", os.getcwd()
-    collect(NAME, data, 2, 1, 2, 1, 0, 101)
+    collect(NAME, data, 2, 1, 2, None, 0, 101)
     qgf.cli.main(f"train --env {TASK} --data {data} --out {run} {TRAINING} --keep 1".split())
     lines, rng = sensible(run, data), random.Random(seed)
     say(f"commands: seed {seed}")

@@ -13,19 +13,14 @@ import numpy as np
 
 from qgf.act.rollout import Arm, actor
 from qgf.comparison._costs import count, milliseconds
+from qgf.comparison._trainings import Plan, learners, run_folder, source, spec, train_all
 from qgf.comparison.leaderboard import leaderboard, write_leaderboard
 from qgf.comparison.protocol import (
-    Plan,
     check_facts,
     check_task,
-    learners,
     opinions,
     read_episodes,
     run_episodes,
-    run_folder,
-    source,
-    spec,
-    train_all,
     variant,
 )
 from qgf.config import Config

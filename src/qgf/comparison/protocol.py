@@ -11,11 +11,8 @@ Every finished piece is a file: work that was cut off goes on with the next.
 """
 
 import contextlib
-import functools
 import itertools
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,97 +24,28 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qgf.act.policy import noise_size, sample_actions
-from qgf.act.rollout import SPLITS, Arm, make_jobs, roll_out
-from qgf.config import Config, Spec, check_seeds
+from qgf.act.rollout import Arm, make_jobs, roll_out
+from qgf.comparison._trainings import Plan, learners, run_folder, spec
+from qgf.config import check_seeds
 from qgf.core.flow import refuse_failed
 from qgf.data.dataset import Batch
 from qgf.data.goals import GoalBatch
 from qgf.data.normalization import Normalization
-from qgf.data.readers import Fields
 from qgf.errors import UserError
 from qgf.evaluation._evaluate import table
-from qgf.executor import Executor, Job, execute
 from qgf.files import read_record, read_value, write_record, write_value
-from qgf.learners import DEFAULT_KINDS, LEARNERS, only
-from qgf.methods.table import (
-    CLONED,
-    GUIDED,
-    METHODS,
-    Learners,
-    Method,
-    find_method,
-    kinds_of,
-    needs_task,
-)
-from qgf.run._log import last_step
+from qgf.learners import LEARNERS
+from qgf.methods.table import CLONED, METHODS, Learners, Method, find_method, kinds_of
 from qgf.run._record import learners_of
 from qgf.run._validation import validation_batch
-from qgf.run.checkpoint import (
-    config_record,
-    list_checkpoints,
-    load_learner,
-    load_record,
-    of_seed,
-    read_config,
-)
-from qgf.run.trainer import train
+from qgf.run.checkpoint import load_learner, load_record, of_seed, read_config
 from qgf.tasks import Task, find_task
 from qgf.tasks._workers import Workers
 
 BASE = ("policy", "critic")
-BASE_MEMORY = 1.5e9  # of a training without its data: compiled programs and networks
 STATES = 512  # of the validation data, at which the critic is asked
 
 Setting = tuple[float, int]  # weight, and of how many samples the critic chooses
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where things are and how they are made.
-
-    Attributes:
-        out: folder of all runs and results.
-        data: folder of the data by data set name.
-        seeds: training seeds.
-        counts: episodes of a setting, task (or goal) and training seed by split.
-        workers, slots, seed: as in `qgf.evaluation._evaluate.evaluate`.
-        fields: which recorded fields are used, where a task does not say it.
-        success: how success is told, where a task does not say it; as in `evaluate`.
-    """
-
-    out: Path
-    data: dict[str, Path]
-    config: Config
-    seeds: tuple[int, ...]
-    counts: dict[str, int]
-    workers: int = 2
-    slots: int = 32
-    seed: int = 0
-    fields: Fields = Fields()  # noqa: RUF009
-    success: str | None = None
-
-    def task(self, env: str, parts: Sequence[str] = ()) -> Task:
-        """Return the task of a name, as the episodes of this plan are judged.
-
-        Args:
-            parts: names of the recorded fields that are the observation, where data are known.
-        """
-        task = find_task(env, parts or self.fields.obs or ())
-        return task if self.success is None else task.judged_by(self.success)
-
-    def facts(self) -> dict:
-        """Return what all results in `out` have in common."""
-        asked = {**vars(self.fields), "success": self.success}
-        given = {type(hyper) for hyper in self.config.hyper}
-        changed = [kind for kind, learner in LEARNERS.items() if learner.Hyper in given]
-        return {
-            "seeds": list(self.seeds),
-            "config": config_record(self.config, changed),
-            "test_episodes": self.counts[SPLITS[1]],
-            "tune_episodes": self.counts[SPLITS[0]],
-            "seed": self.seed,
-            **{k: list(v) if k == "obs" else v for k, v in asked.items() if v is not None},
-        }
 
 
 class Variant(NamedTuple):
@@ -264,128 +192,3 @@ def _opinion(
     gain = (q(actions) - q(plain)).mean()
     opinion = jnp.stack([gain, jnp.sqrt(jnp.square(actions - plain).mean())])
     return opinion, jnp.stack([counts, failed])
-
-
-def learners(plan: Plan, name: str, env: str) -> Learners:
-    """Return the learners a method acts with, each trained if it is not there yet."""
-    method = find_method(name)
-    return {
-        role: load_learner(run_folder(plan, source(method, name, role), env), role)
-        for role in method.roles
-    }
-
-
-def source(method: Method, name: str, role: str) -> str:
-    """Return the run that holds a method's learner: its role, or the method it is trained for.
-
-    Of the methods that need the same learners that is a train-time one, or else the first.
-    """
-    kinds = kinds_of(method)
-    if kinds[role] == DEFAULT_KINDS.get(role):
-        return role
-    same = [other for other, one in METHODS.items() if kinds_of(one) == kinds] or [name]
-    return min(same, key=lambda other: METHODS[other].kind != "train-time")
-
-
-class Training(NamedTuple):
-    """A run of a comparison: its folder, the environment it is trained for, what it builds on.
-
-    Attributes:
-        base: the run whose learners it takes, by the argument of `train` that names it.
-    """
-
-    path: Path
-    env: str
-    method: str
-    base: dict[str, str]
-
-
-def training(plan: Plan, what: str, env: str) -> Training:
-    """Return one of the runs of a domain or task: "policy", "critic", or a method's own."""
-    task = plan.task(env)
-    folder = plan.out / "runs" / task.domain.removesuffix("-v0")
-    if what == "policy":
-        return Training(folder / what, task.domain, CLONED, {})
-    if what == "critic":
-        return Training(folder / task.part / what, env, GUIDED, {"policy": "policy"})
-    own = {r: k for r, k in kinds_of(METHODS[what]).items() if k != DEFAULT_KINDS.get(r)}
-    if needs_task(own):
-        return Training(folder / task.part / what, env, what, {"base": "critic"})
-    # What no critic enters is trained once for all tasks of a domain.
-    return Training(folder / what, task.domain, what, {"base": "policy"})
-
-
-def run_folder(plan: Plan, what: str, env: str) -> Path:
-    """Train one of the runs of a domain or task, if need be, and return its folder."""
-    path, domain, method, bases = training(plan, what, env)
-    others = {name: run_folder(plan, base, env) for name, base in bases.items()}
-    train_to_end(plan, domain, path, plan.config, method=method, **others)
-    return path
-
-
-def train_all(
-    plan: Plan, names: Sequence[str], envs: Sequence[str], executor: Executor | None
-) -> None:
-    """Train every run that methods on tasks need and that is not there yet, side by side.
-
-    Args:
-        executor: None trains them one after the other in this process, when they are needed.
-    """
-    if executor is None:
-        return
-    jobs: dict[str, Job] = {}
-    memory = functools.cache(partial(_memory, plan))
-
-    def add(what: str, env: str) -> str:
-        path, domain, _, bases = training(plan, what, env)
-        name = str(path.relative_to(plan.out / "runs"))
-        if name not in jobs and not _trained(path, plan.config):
-            needs = [add(base, env) for base in bases.values()]
-            work = partial(run_folder, plan, what, env)
-            done = partial(last_step, path)
-            jobs[name] = Job(name, work, plan.config.steps, done, needs, memory(domain))
-        return name
-
-    for env in envs:
-        for name in names:
-            method = find_method(name)
-            for role in kinds_of(method):
-                add(source(method, name, role), env)
-    execute([*jobs.values()], executor, "steps")
-
-
-def _memory(plan: Plan, env: str) -> int:
-    """Return about how many bytes a training takes: JAX, and its data, twice while they are cut."""
-    data = plan.task(env).open(plan.data[plan.task(env).domain], plan.fields, trust=True)
-    rows = sum(shard.rows for split in ("train", "val") for shard in data.split(split))
-    held = min(4 * rows * (sum(data.widths) + 4), plan.config.resident_gb * 1e9)
-    return int(BASE_MEMORY + 2 * held)
-
-
-def _trained(path: Path, config: Config) -> bool:
-    return max(list_checkpoints(path), default=0) >= config.steps
-
-
-def train_to_end(
-    plan: Plan, env: str, path: Path, config: Config, *, method: str = GUIDED, **options: object
-) -> None:
-    """Train a run, or what is left of it; `options` are those of `qgf.run.trainer.train`.
-
-    Of `config`, which is that of all runs, it gets the hyperparameters of its own learners.
-    """
-    if _trained(path, config):
-        return
-    task, resume = plan.task(env), (path / "config.json").exists()
-    config = only(config, learners_of(task, task.rewarded, method, None).values())
-    print(f"training {path}", flush=True)
-    begin = time.monotonic()
-    shared = {"seeds": plan.seeds, "fields": plan.fields, "method": method, "resume": resume}
-    train(env, plan.data[task.domain], path, config, **shared, **options)
-    if not resume:
-        write_value(path / "seconds.json", time.monotonic() - begin)
-
-
-def spec(plan: Plan, env: str) -> Spec:
-    """Return the sizes of observations and actions, and of goals where the task is one."""
-    what = "critic" if plan.task(env).goal_conditioned else "policy"
-    return Spec(**load_record(run_folder(plan, what, env))["spec"])

@@ -3,26 +3,30 @@
 The recipe is that of OGBench's generation script for its manipulation datasets (Park et
 al. 2025). Each episode has a seed of its own, so neither the number of workers nor an
 interruption changes a byte.
+
+    OUT/episodes/SHARD/N.npz    episode N, until its shard is whole
+    OUT/SHARD.npz               all episodes of a shard
+    OUT/manifest.json           the shards that are whole, written by the collecting process alone
 """
 
 import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import multiprocessing
+import os
 import platform
-from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
-from qgf._processes import check_workers, follow_parent, worker_start
-from qgf._progress import progress
 from qgf.data.manifest import FILE, Manifest, Shard, Split, read_manifest
 from qgf.errors import UserError, check_counts
+from qgf.executor import Executor, Job, execute
 from qgf.files import LOCK, TEMPORARY, atomic_open, locked, reading, sha256
 from qgf.tasks.ogbench._oracles import make_oracles
 from qgf.tasks.ogbench.envs import EnvName, make_env
@@ -39,14 +43,10 @@ STACKING = {
     "cube-octuple": (0.0, 0.35),
 }
 DTYPES = {"terminals": bool, "button_states": np.int64}
-
-
-class _Job(NamedTuple):
-    name: EnvName
-    split: Split
-    episode: int
-    seed: int
-    steps: int
+EPISODES = "episodes"  # the folder of those whose shard is not whole
+PLAYED_TOGETHER = 50  # at most, by one job: starting its process takes as long as two of them
+PLAYING_MEMORY = 0.8e9  # of a process that plays, most of it while MuJoCo reads the meshes
+ROW_MEMORY = 1000  # bytes of a row of the widest environment
 
 
 class _Target(NamedTuple):
@@ -56,6 +56,10 @@ class _Target(NamedTuple):
     split: Split
     episodes: range
 
+    def folder(self, manifest: Manifest) -> Path:
+        """Return where its episodes lie until it is whole."""
+        return manifest.folder / EPISODES / Path(self.file).stem
+
 
 def collect(
     env: str,
@@ -63,14 +67,14 @@ def collect(
     episodes: int,
     val_episodes: int,
     shard_episodes: int,
-    workers: int,
+    executor: Executor | None,
     seed: int,
     steps: int = 1001,
 ) -> Manifest:
     """Collect a dataset with OGBench's oracles into a folder, or go on with it.
 
     Shards appear one by one, whole; run again with the same arguments, a collection that
-    was broken off, however rudely, continues behind the last of them.
+    was broken off, however rudely, goes on with the episodes that it lacks.
 
     Arguments:
         env: a name with dataset type, e.g. "cube-single-play-v0", "scene-noisy-v0".
@@ -78,14 +82,14 @@ def collect(
         episodes: training episodes in all.
         val_episodes: validation episodes in all; at least one for each training shard.
         shard_episodes: training episodes in one shard.
-        workers: processes; with one, all happens in the calling process.
+        executor: what plays, e.g. `qgf.executor.Processes()`; None for the calling process.
         seed: from which, with these arguments and package versions, every byte follows.
         steps: rows of an episode, that is transitions plus one.
 
     Raises:
         UserError: an argument makes no sense, the folder holds something else, cannot be
             written, is in use by another process or was removed meanwhile, memory is too
-            small, or a worker died.
+            small, or a process of the executor died.
     """
     name = EnvName.parse(env)
     plan = {
@@ -94,37 +98,83 @@ def collect(
         "shard_episodes": shard_episodes,
         "steps": steps,
     }
-    check_counts({**plan, "workers": workers})
+    check_counts(plan)
     if not 0 <= seed < 2**64:
         raise UserError(f"seed is {seed}; it must not be negative, and below 2^64")
     targets = _targets(name.dataset, plan)
-    check_workers(min(workers, episodes + val_episodes))
     with locked(out):
         fresh = Manifest(Path(out), name.dataset, seed, _versions(), plan, ())
         manifest = _resume(fresh, targets)
         manifest.write()
-        return _fill(manifest, name, targets, workers)
+        return _fill(manifest, targets, executor)
 
 
-def _fill(manifest: Manifest, name: EnvName, targets: list[_Target], workers: int) -> Manifest:
+def _fill(manifest: Manifest, targets: list[_Target], executor: Executor | None) -> Manifest:
     """Collect what the manifest lacks; return it when nothing does."""
     kept = {shard.file: shard for shard in manifest.shards}
-    missing = [target for target in targets if target.file not in kept]
-    with progress() as bar:
-        steps = manifest.plan["steps"]
-        total = sum(len(target.episodes) for target in targets) * steps
-        done = sum(shard.rows for shard in manifest.shards)
-        task = bar.add_task(name.dataset, total=total, completed=done, unit="steps")
-        advance = functools.partial(bar.advance, task, steps)
-        with contextlib.closing(_collected(manifest, name, missing, workers, advance)) as made:
-            for target, parts in made:
-                manifest.check_present()
-                kept[target.file] = _write(manifest.folder, target, parts)
-                shards = tuple(kept[t.file] for t in targets if t.file in kept)
-                manifest = dataclasses.replace(manifest, shards=shards)
-                manifest.write()
+    missing = {target.file: target for target in targets if target.file not in kept}
+
+    def enlist(job: Job) -> None:
+        nonlocal manifest
+        if job.name not in missing:
+            return
+        target = missing[job.name]
+        manifest.check_present()
+        kept[target.file] = _shard(manifest, target)
+        shards = tuple(kept[t.file] for t in targets if t.file in kept)
+        manifest = dataclasses.replace(manifest, shards=shards)
+        manifest.write()
+        shutil.rmtree(target.folder(manifest), ignore_errors=True)
+
+    jobs = _jobs(manifest, [*missing.values()], executor)
+    state = np.random.get_state()  # which playing in this process changes
+    try:
+        execute(jobs, executor, "steps", enlist)
+    finally:
+        np.random.set_state(state)
+    shutil.rmtree(manifest.folder / EPISODES, ignore_errors=True)
     manifest.check_present()
     return manifest
+
+
+def _jobs(manifest: Manifest, targets: list[_Target], executor: Executor | None) -> list[Job]:
+    """Return the jobs that make shards: for each one that joins episodes, and some that play them.
+
+    The episodes of a shard that one job can play are played by the one that joins them.
+    """
+    bare = dataclasses.replace(manifest, folder=manifest.folder.absolute(), shards=())
+    left = [sorted({*target.episodes} - _played(bare, target)) for target in targets]
+    steps, jobs = manifest.plan["steps"], []
+    together = 1  # in this process: for the progress, which is seen between jobs
+    if executor is not None:
+        together = min(PLAYED_TOGETHER, -(-sum(map(len, left)) // executor.count))
+    for target, episodes in zip(targets, left, strict=True):
+        parts, joined = -(-len(episodes) // max(together, 1)), steps * len(episodes)
+        needs = []
+        for part in np.array_split(episodes, parts) if parts > 1 else ():
+            work = partial(_play, bare, target, part.tolist())
+            done = partial(_steps_played, bare, target, part.tolist())
+            needs.append(f"{target.file}, episodes {part[0]} to {part[-1]}")
+            memory = int(PLAYING_MEMORY)
+            jobs.append(Job(needs[-1], work, steps * len(part), done, memory=memory))
+            joined = 0
+        memory = int(PLAYING_MEMORY + 2 * ROW_MEMORY * steps * len(target.episodes))
+        done = partial(_steps_played, bare, target, episodes)
+        jobs.append(Job(target.file, partial(_join, bare, target), joined, done, needs, memory))
+    return jobs
+
+
+def _played(manifest: Manifest, target: _Target) -> set[int]:
+    """Return which episodes of a shard are files."""
+    try:
+        names = os.listdir(target.folder(manifest))
+    except OSError:
+        return set()
+    return {int(name[:-4]) for name in names if name[:-4].isdecimal() and name.endswith(".npz")}
+
+
+def _steps_played(manifest: Manifest, target: _Target, episodes: Sequence[int]) -> int:
+    return manifest.plan["steps"] * len(_played(manifest, target).intersection(episodes))
 
 
 def _targets(dataset: str, plan: dict[str, int]) -> list[_Target]:
@@ -182,73 +232,55 @@ def _resume(fresh: Manifest, targets: list[_Target]) -> Manifest:
     return dataclasses.replace(fresh, shards=intact)
 
 
-def _collected(
-    manifest: Manifest,
-    name: EnvName,
-    targets: list[_Target],
-    workers: int,
-    advance: Callable[[], None],
-) -> Iterator[tuple[_Target, list[Episode]]]:
-    """Yield the episodes of one shard after the other."""
-    seed, steps = manifest.seed, manifest.plan["steps"]
-    jobs = [_Job(name, t.split, i, seed, steps) for t in targets for i in t.episodes]
-    results = _run(jobs, min(workers, len(jobs)))
-    try:
-        for target in targets:
-            episodes = []
-            for _ in target.episodes:
-                episodes.append(next(results))
-                advance()
-            yield target, episodes
-    except MemoryError:
-        raise _no_memory() from None
-    finally:
-        results.close()
+def _play(manifest: Manifest, target: _Target, episodes: Sequence[int]) -> None:
+    """Play some episodes of a shard, those that are not there yet."""
+    with _memory_suffices():
+        for episode in episodes:
+            _made(manifest, target, episode)
 
 
-def _no_memory() -> UserError:
-    return UserError(
-        "not enough memory to collect a shard; use fewer --workers or, into another folder, "
-        "smaller --shard-episodes"
-    )
-
-
-def _write(folder: Path, target: _Target, episodes: list[Episode]) -> Shard:
-    path = folder / target.file
-    try:
+def _join(manifest: Manifest, target: _Target) -> None:
+    """Write a shard, with its episodes in order."""
+    with _memory_suffices():
+        episodes = [_made(manifest, target, i) for i in target.episodes]
         arrays = {key: np.concatenate([e[key] for e in episodes]) for key in episodes[0]}
-        with atomic_open(path) as file:
+        manifest.check_present()
+        with atomic_open(manifest.folder / target.file) as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-    except MemoryError:
-        raise _no_memory() from None
-    return Shard(target.file, target.split, len(episodes), len(arrays["terminals"]), sha256(path))
 
 
-def _run(jobs: list[_Job], workers: int) -> Iterator[Episode]:
-    """Yield the episodes in the order of the jobs."""
-    if workers <= 1:
-        state = np.random.get_state()
-        try:
-            yield from map(_episode, jobs)
-        finally:
-            np.random.set_state(state)
-        return
-    pool = None
+@contextlib.contextmanager
+def _memory_suffices() -> Iterator[None]:
     try:
-        with worker_start(workers):
-            pool = ProcessPoolExecutor(
-                workers, multiprocessing.get_context("spawn"), initializer=follow_parent
-            )
-            results = pool.map(_episode, jobs)  # which starts them all
-        yield from results
-    except BrokenProcessPool:
+        yield
+    except MemoryError:
         raise UserError(
-            "a worker process died (out of memory?); run the same command to continue, "
-            "with fewer workers"
+            "not enough memory to collect a shard; use fewer --workers or, into another folder, "
+            "smaller --shard-episodes"
         ) from None
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+
+
+def _made(manifest: Manifest, target: _Target, episode: int) -> Episode:
+    """Return an episode from its file, which is made if it is missing or damaged."""
+    path = target.folder(manifest) / f"{episode}.npz"
+    # A damaged zip shows itself as BadZipFile, zlib.error, EOFError, ValueError, ...
+    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
+        return dict(file)
+    manifest.check_present()  # or a folder that was removed would come back
+    name = EnvName.parse(manifest.name)
+    seed = episode_seed(manifest.seed, target.split, episode)
+    made = _episode(name, manifest.plan["steps"], seed)
+    with atomic_open(path) as file:
+        np.savez(file, allow_pickle=False, **made)
+    return made
+
+
+def _shard(manifest: Manifest, target: _Target) -> Shard:
+    """Describe a shard that is whole."""
+    path, episodes = manifest.folder / target.file, len(target.episodes)
+    rows = episodes * manifest.plan["steps"]
+    with reading(path):
+        return Shard(target.file, target.split, episodes, rows, sha256(path))
 
 
 @functools.lru_cache(maxsize=1)
@@ -269,15 +301,15 @@ def episode_seed(seed: int, split: Split, episode: int) -> np.ndarray:
     return np.random.SeedSequence(seed, spawn_key=key).generate_state(5)
 
 
-def _episode(job: _Job) -> Episode:
-    """Run one episode; return its arrays, each with `job.steps` rows."""
-    env, oracles = _make(job.name, job.steps)
-    *words, env_seed = episode_seed(job.seed, job.split, job.episode)
+def _episode(name: EnvName, steps: int, seed: np.ndarray) -> Episode:
+    """Play one episode; return its arrays, each with `steps` rows."""
+    env, oracles = _make(name, steps)
+    *words, env_seed = seed
     np.random.seed(words)  # the oracles draw from NumPy's global generator
     first = env.reset(seed=int(env_seed))
     while True:
-        episode = _attempt(env, oracles, job.name, first)
-        if job.name.domain != "scene" or _cube_stays_visible(np.array(episode["qpos"])):
+        episode = _attempt(env, oracles, name, first)
+        if name.domain != "scene" or _cube_stays_visible(np.array(episode["qpos"])):
             break
         first = env.reset()
     return {key: np.array(rows, DTYPES.get(key, np.float32)) for key, rows in episode.items()}
