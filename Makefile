@@ -15,10 +15,10 @@ test: $(READY)
 	$(PYTEST) -m "$(if $(ARGS),,not bit_exact)" $(ARGS)
 	$(if $(ARGS),,QGF_TESTS_OPTIMIZED=1 $(PYTEST) -m bit_exact)
 
-# So small, programs compile for longer than they run.
+# So small, programs compile for longer than they run, and processes would each compile anew.
 studies: $(READY)
 	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false" \
-		$(VENV)/bin/qgf study all --preset smoke --out out/studies
+		$(VENV)/bin/qgf study all --preset smoke --jobs 0 --out out/studies
 
 setup: $(READY)
 

@@ -7,7 +7,9 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from benchmarks import limits
 from qgf.act.policy import compiled
+from qgf.comparison import count
 from qgf.config import Config, Spec
 from qgf.core import MLP
 from qgf.learners import DEFAULT_KINDS, LEARNERS, Learner
@@ -36,8 +38,22 @@ def measure(
             agent = peers.make_agent(SPEC, width, depth)
             ours = _copy(ours, peers.parameters(agent))
         for batch in batches or BATCHES:
-            results[f"{name} batch {batch}"] = _compare(ours, agent, batch, seconds)
+            row = _compare(ours, agent, batch, seconds)
+            results[f"{name} batch {batch}"] = row | {"limit_ms": limit(ours, batch)}
     return results
+
+
+def limit(learners: dict[str, Learner], batch: int) -> float:
+    """Return the milliseconds that the products of a batch of actions take at least.
+
+    They are as fast as one large product, or as their weights are read, 4 bytes for each two
+    operations of a single action.
+    """
+    products = count(METHODS["qgf"], learners, SPEC, WEIGHT, 1).products
+    held = learners["policy"], learners["critic"].target_q
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(held, eqx.is_array)))
+    seconds = max(batch * products / limits.peak(), 2 * products / limits.bandwidth(size))
+    return 1e3 * seconds
 
 
 def _compare(learners: dict[str, Learner], agent: object, batch: int, seconds: float) -> dict:

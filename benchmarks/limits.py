@@ -22,17 +22,15 @@ def bandwidth(size: float) -> float:
     What fits into a cache is read from there.
     """
     count = max(1, round(size / (4 * SIDE**2)))
-    matrices = [jnp.ones((SIDE, SIDE)) / SIDE for _ in range(count)]
-    if count == 1:
-        side = int((size / 4) ** 0.5)
-        matrices = [jnp.ones((side, side)) / side]
+    side = round((size / count / 4) ** 0.5)
+    matrices = [jnp.ones((side, side)) / side for _ in range(count)]
 
     def read(x: jax.Array, matrices: list[jax.Array]) -> jax.Array:
         for matrix in matrices:
             x = x @ matrix
         return x
 
-    seconds = _shortest(jax.jit(read), jnp.ones((1, len(matrices[0]))), matrices)
+    seconds = _shortest(jax.jit(read), jnp.ones((1, side)), matrices)
     return sum(matrix.nbytes for matrix in matrices) / seconds
 
 

@@ -126,7 +126,7 @@ def _repeat(folder: Path, shards: int) -> None:
             "set TMPDIR to a larger disk"
         )
     with tempfile.TemporaryDirectory() as once:
-        collect(DATASET, once, EPISODES, 1, EPISODES, 1, 0, STEPS)
+        collect(DATASET, once, EPISODES, 1, EPISODES, None, 0, STEPS)
         made = load_manifest(once)
         (train,), (val,) = made.split("train"), made.split("val")
         shutil.copy(Path(once) / val.file, folder / val.file)

@@ -3,12 +3,17 @@
 import time
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
+from benchmarks import limits
+from qgf.comparison import operations
 from qgf.config import PRESETS, Config, Spec
 from qgf.data import Chunks
+from qgf.learners import DEFAULT_KINDS
 from qgf.run import Fixed, Metrics, create_state, train_steps
 
 ROWS = 100_000
@@ -32,7 +37,8 @@ def measure(peer: bool, seconds: float) -> dict:
             if other is not None:
                 rates["theirs"].append(other(seconds))
         size = f"{config.depth}x{config.width} batch {config.batch_size}"
-        results[size] = {"steps_per_second": float(np.median(rates["ours"]))}
+        rate, most = float(np.median(rates["ours"])), limits.peak() / products(config)
+        results[size] = {"steps_per_second": rate, "limit_per_second": most}
         if other is not None:
             ratio = np.median(np.divide(rates["ours"], rates["theirs"]))
             results[size] |= {
@@ -68,10 +74,24 @@ def chunks() -> Chunks:
     )
 
 
+def products(config: Config) -> int:
+    """Return the operations of one gradient step's matrix products."""
+    state = create_state(DEFAULT_KINDS, SPEC, config, jnp.arange(1))
+    arrays, rest = eqx.partition((Fixed(chunks(), jnp.arange(1), config), state), eqx.is_array)
+
+    def step(arrays: PyTree) -> PyTree:
+        return eqx.filter(
+            train_steps(*eqx.combine(arrays, rest), jnp.zeros((), int), 1), eqx.is_array
+        )
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    return operations(step, shapes).products
+
+
 def stepper(config: Config, steps: int, count: int = 1) -> Callable[[], Metrics]:
     """Return a function that takes `steps` gradient steps of `count` seeds and waits for them."""
     data, seeds = chunks(), jnp.arange(count)
-    state = create_state({"policy": "bc", "critic": "iql"}, SPEC, config, seeds)
+    state = create_state(DEFAULT_KINDS, SPEC, config, seeds)
     taken = 0
 
     def advance() -> Metrics:

@@ -64,15 +64,15 @@ def test_every_method_trains_saves_loads_and_acts(name, base, data, obs, tmp_pat
             assert all(same)
     policy = qgf.load(run, method=name, seed=5)
     weight = 0.1 if method.weights else 0.0
-    actions = policy.act(obs, key=KEY, weight=weight, samples=2 if method.samples != (1,) else 1)
+    actions = policy.act(obs, key=KEY, weight=weight)
     again = qgf.load(run, method=name, seed=5).act(
-        obs, key=KEY, weight=weight, samples=2 if method.samples != (1,) else 1
+        obs, key=KEY, weight=weight, samples=method.samples[0]
     )
     assert actions.shape == (3, 5, 5) and np.isfinite(actions).all() and abs(actions).max() <= 1
     assert actions.tobytes() == again.tobytes()
     far = np.stack([obs[0], np.full_like(obs[1], 3e38), obs[2]])  # too far for the networks
     with pytest.raises(UserError, match="no action for row 1: the velocity became NaN"):
-        policy.act(far, key=KEY, weight=weight, samples=2 if method.samples != (1,) else 1)
+        policy.act(far, key=KEY, weight=weight)
     if any(LEARNERS[kind].fixed_steps for kind in acting_kinds(name)):
         with pytest.raises(UserError, match="acts in the 3 denoising steps it was trained for, n"):
             policy.act(obs, key=KEY, weight=weight, steps=4)
@@ -85,7 +85,7 @@ def test_every_method_trains_saves_loads_and_acts(name, base, data, obs, tmp_pat
     assert abs(actions - other).max() > 1e-3
     if method.weights and "policy" in method.roles:
         plain = qgf.load(base, method="bc", seed=5).act(obs, key=KEY)
-        unguided = policy.act(obs, key=KEY, weight=0.0)
+        unguided = policy.act(obs, key=KEY, weight=0.0, samples=1)
         np.testing.assert_allclose(unguided, plain, atol=1e-6)
         assert abs(policy.act(obs, key=KEY, weight=1.0) - plain).max() > 1e-6
     assert frozen(base) == before
@@ -107,8 +107,8 @@ def test_ifql_is_the_best_of_32_under_the_usual_critic(base, obs):
     assert kinds_of(METHODS["ifql"]) == kinds_of(METHODS["bfn"])
     assert LEARNERS["iql"].Hyper().expectile == 0.9
     ours, best = (
-        qgf.load(base, method=name, seed=5).act(obs, key=KEY, samples=32)
-        for name in ("ifql", "bfn")
+        qgf.load(base, method=name, seed=5).act(obs, key=KEY, **given)
+        for name, given in {"ifql": {}, "bfn": {"samples": 32}}.items()
     )
     assert ours.tobytes() == best.tobytes()
 

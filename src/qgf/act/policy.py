@@ -262,7 +262,7 @@ class Policy:
         key: PRNGKeyArray,
         goal: Float[np.ndarray, "*goals goal"] | None = None,
         weight: float | Float[np.ndarray, "*batch"] | None = None,
-        samples: int = 1,
+        samples: int | None = None,
         steps: int | None = None,
     ) -> Float[np.ndarray, "*batch chunk action"]:
         """Return the next `chunk` actions, in the units of the data, for observations.
@@ -277,7 +277,8 @@ class Policy:
             weight: guidance weight (or what else the method is tuned by), one or one per row.
                 By default `default_weight`. For a guided flow 0 is the policy as it was cloned.
                 A method that is not tuned takes none, or 0.
-            samples: of so many samples the one with the highest Q is returned.
+            samples: of so many samples the one with the highest Q is returned; by default as many
+                as the method takes (16 for "bfn", 1 where it does not choose).
             steps: denoising steps T, by default those of training.
 
         Raises:
@@ -293,7 +294,7 @@ class Policy:
                 f"an observation must be {self.spec.obs} finite numbers, got shape {obs.shape}"
                 + ("" if np.isfinite(obs).all() else " with NaN or infinity")
             )
-        checked_count(samples, "samples")
+        samples = self._count(samples)
         steps = denoising_steps(self._method, self._learners, steps)
         if weight is None:
             weight = self.default_weight(samples, steps) if self._method.weights else 0.0
@@ -311,7 +312,7 @@ class Policy:
         actions, counts = self._sample(
             _padded(batch, rows),
             key,
-            (int(samples), noise_size(self._method, self._learners, self.spec)),
+            (samples, noise_size(self._method, self._learners, self.spec)),
             np.asarray(rows, np.int32),
             _padded(weights, rows),
             _padded(goals, rows),
@@ -351,7 +352,10 @@ class Policy:
             )
         return weights
 
-    def default_weight(self, samples: int = 1, steps: int | None = None) -> float:
+    def _count(self, samples: int | None) -> int:
+        return checked_count(self._method.samples[0] if samples is None else samples, "samples")
+
+    def default_weight(self, samples: int | None = None, steps: int | None = None) -> float:
         """Return the weight that `act` takes by default.
 
         It is the one that `qgf eval` chose for these very networks, this method, as many samples
@@ -361,6 +365,7 @@ class Policy:
         Raises:
             UserError: there is none, RUN/eval.json is damaged, or the data are gone.
         """
+        samples = self._count(samples)
         steps = denoising_steps(self._method, self._learners, steps)
         if (samples, steps) not in self._weights:
             if isinstance(self._chosen, UserError):
