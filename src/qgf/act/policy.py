@@ -352,7 +352,7 @@ class Policy:
             )
         return weights
 
-    def _count(self, samples: int | None) -> int:
+    def _count(self, samples: Any) -> int:
         return checked_count(self._method.samples[0] if samples is None else samples, "samples")
 
     def default_weight(self, samples: int | None = None, steps: int | None = None) -> float:
