@@ -27,6 +27,7 @@ class Critic(nn.Module):
     Attributes:
         spec: sizes of an observation, an action, a chunk, and a goal (0 if it takes none).
         members: the networks, which take [observation, goal, action chunk].
+        aggregation: how their values become one, a name of `AGGREGATIONS`.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Critic(nn.Module):
         """
         super().__init__()
         self.spec, self.members = spec, nn.ModuleList(members)
-        self._aggregate = AGGREGATIONS[aggregation]
+        self.aggregation = aggregation
         for name, size in (("observation", spec.obs), ("action", spec.action)):
             affine = normalization.get(name) or {"shift": [0.0] * size, "scale": [1.0] * size}
             for part in ("shift", "scale"):
@@ -92,7 +93,8 @@ class Critic(nn.Module):
                 f"shape {tuple(action.shape)}"
             )
         inputs = torch.cat([state, action.flatten(1).to(state.dtype)], -1)
-        return self._aggregate(torch.stack([member(inputs)[:, 0] for member in self.members]))
+        values = torch.stack([member(inputs)[:, 0] for member in self.members])
+        return AGGREGATIONS[self.aggregation](values)
 
     def normalize(self, action: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
         """Return actions in the data's units as the networks learned them; it does not clip."""

@@ -10,9 +10,8 @@ if it is on; all else works there too, as gradients are taken with that mode off
 functions hold must then be no inference tensor wherever PyTorch keeps it for a gradient: clone it.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,36 +28,24 @@ Bounds = tuple[Float[Tensor, "*low"], Float[Tensor, "*high"]]
 Estimator = Callable[[Velocity, Critic, Action, Time, int, Bounds], tuple[Action, Action]]
 
 
-@contextlib.contextmanager
-def differentiable() -> Iterator[None]:
-    """Allow gradients in the block, whatever the caller's mode.
-
-    Autocast keeps no copies of weights meanwhile, as those made in inference mode have no gradient.
-    """
-    cached = torch.is_autocast_cache_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
-        torch.set_autocast_cache_enabled(False)
-        try:
-            yield
-        finally:
-            torch.set_autocast_cache_enabled(cached)
-
-
 def q_gradient(critic: Critic, action: Action) -> Action:
     """Return every row's ∇Q(a).
 
     Raises:
         UserError: the critic does not give one number per row, or cannot be differentiated.
     """
-    with differentiable():
+    with torch.inference_mode(False), torch.enable_grad():
         action = action.detach().clone().requires_grad_()
         values = checked_result(critic(action), action, action.shape[:1], "critic")
-        if not values.requires_grad:
-            raise UserError(
-                "the critic's values have no gradient to the action; compute them from it in "
-                "PyTorch, without detach or no_grad, or wrap a critic in JAX in qgf.torch.from_jax"
-            )
-        (gradient,) = torch.autograd.grad(values.sum(), action, materialize_grads=True)
+        total = values.sum()
+        (gradient,) = (
+            torch.autograd.grad(total, action, allow_unused=True) if total.requires_grad else [None]
+        )
+    if gradient is None:
+        raise UserError(
+            "the critic's values have no gradient to the action; compute them from it in "
+            "PyTorch, without detach or no_grad, or wrap a critic in JAX in qgf.torch.from_jax"
+        )
     return gradient
 
 
@@ -118,7 +105,7 @@ def _pulled_back(
     clean: Callable[[Tensor], tuple[Tensor, Tensor]], critic: Critic, action: Action
 ) -> tuple[Action, Action]:
     """Return v and Jᵀ∇Q, where `clean` gives the place of ∇Q, and v, and J is that place's."""
-    with differentiable():
+    with torch.inference_mode(False), torch.enable_grad():
         action = action.detach().clone().requires_grad_()
         a1, v = clean(action)
         g = q_gradient(critic, a1)
