@@ -15,7 +15,19 @@ from qgf.config import Spec
 from qgf.errors import UserError
 from qgf.torch import guidance
 
-AGGREGATIONS = {"min": lambda values: values.min(0).values, "mean": lambda values: values.mean(0)}
+
+def deviation(values: Float[Tensor, "member batch"]) -> Float[Tensor, " batch"]:
+    """Return √(mean of (Q_i − mean)²), whose gradient is 0 where all members agree."""
+    variance = (values - values.mean(0)).square().mean(0)
+    differ = variance > 0
+    return torch.where(differ, torch.where(differ, variance, 1).sqrt(), 0)
+
+
+# `qgf.core.critic.aggregate`: of (values, κ).
+AGGREGATIONS = {
+    "min": lambda values, kappa: values.min(0).values,
+    "mean": lambda values, kappa: values.mean(0) - kappa * deviation(values),
+}
 
 
 class Critic(nn.Module):
@@ -28,10 +40,16 @@ class Critic(nn.Module):
         spec: sizes of an observation, an action, a chunk, and a goal (0 if it takes none).
         members: the networks, which take [observation, goal, action chunk].
         aggregation: how their values become one, a name of `AGGREGATIONS`.
+        kappa: deviations κ that are taken off the mean.
     """
 
     def __init__(
-        self, spec: Spec, members: list[nn.Sequential], aggregation: str, normalization: dict
+        self,
+        spec: Spec,
+        members: list[nn.Sequential],
+        aggregation: str,
+        kappa: float,
+        normalization: dict,
     ):
         """See `load_critic`.
 
@@ -40,7 +58,7 @@ class Critic(nn.Module):
         """
         super().__init__()
         self.spec, self.members = spec, nn.ModuleList(members)
-        self.aggregation = aggregation
+        self.aggregation, self.kappa = aggregation, kappa
         for name, size in (("observation", spec.obs), ("action", spec.action)):
             affine = normalization.get(name) or {"shift": [0.0] * size, "scale": [1.0] * size}
             for part in ("shift", "scale"):
@@ -94,7 +112,7 @@ class Critic(nn.Module):
             )
         inputs = torch.cat([state, action.flatten(1).to(state.dtype)], -1)
         values = torch.stack([member(inputs)[:, 0] for member in self.members])
-        return AGGREGATIONS[self.aggregation](values)
+        return AGGREGATIONS[self.aggregation](values, self.kappa)
 
     def normalize(self, action: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
         """Return actions in the data's units as the networks learned them; it does not clip."""
@@ -103,7 +121,7 @@ class Critic(nn.Module):
     def _numbers(self, x: Any, what: str, size: int) -> Float[Tensor, "*batch _"]:
         try:
             like = self.observation_shift
-            given = torch.as_tensor(x, dtype=like.dtype, device=like.device).clone()
+            given = torch.as_tensor(x, dtype=like.dtype, device=like.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{what} must be an array of numbers") from error
         if given.shape[-1:] != (size,) or not given.isfinite().all():
@@ -138,19 +156,22 @@ def load_critic(run: str | Path, *, checkpoint: str = "last", seed: int | None =
         return Critic(
             Spec(**record["spec"]),
             _members(arrays, Spec(**record["spec"]), path),
-            _aggregation(record, path),
+            *_aggregation(record, path),
             record.get("normalization", {}),
         )
 
 
-def _aggregation(record: dict[str, Any], path: Path) -> str:
-    """Return how the critic's ensemble becomes one Q: up to format 2 it stood among the others."""
+def _aggregation(record: dict[str, Any], path: Path) -> tuple[str, float]:
+    """Return how the critic's ensemble becomes one Q, and κ.
+
+    Up to format 2 it stood among the others' settings.
+    """
     settings = record["borrowed"].get("critic", record)["config"]
     own = settings.get("hyper", {}).get(kinds_held(record)["critic"], settings)
     name = own.get("aggregation") or "min"
     if name not in AGGREGATIONS:
         raise UserError(f"{path}: its aggregation, {name!r:.40}, is not one that PyTorch has")
-    return name
+    return name, float(own.get("kappa") or 0)
 
 
 def _members(arrays: dict[str, np.ndarray], spec: Spec, path: Path) -> list[nn.Sequential]:
