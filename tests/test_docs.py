@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import qgf
 
@@ -29,7 +30,7 @@ def test_tables_come_from_the_results(page):
 
 
 def test_the_python_of_the_readme_runs(run, tmp_path, monkeypatch, capsys):
-    own, trained, arrays = re.findall(
+    own, trained, pytorch, arrays = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )
     names = {}
@@ -42,6 +43,10 @@ def test_the_python_of_the_readme_runs(run, tmp_path, monkeypatch, capsys):
     exec(trained.replace('"runs/cube"', repr(str(run))), names)
     spec = names["policy"].spec
     assert names["chunk"].shape == (spec.chunk, spec.action)
+    start = torch.zeros(2, spec.chunk, spec.action)
+    theirs = {"obs": torch.zeros(2, spec.obs), "velocity": lambda a, t: -a, "noise": start}
+    exec(pytorch.replace('"runs/cube"', repr(str(run))), theirs)
+    assert theirs["actions"].shape == start.shape and theirs["actions"].abs().max() > 0
     monkeypatch.chdir(tmp_path)
     exec(arrays.replace("steps=2000, width=128", "steps=1000, width=32"), {})
     unguided, guided = re.findall(r": (-\d\.\d\d)", capsys.readouterr().out)
@@ -63,6 +68,17 @@ def test_the_python_of_the_guides_runs(page, tmp_path, monkeypatch, capsys):
         assert names["trajectories"].observation.shape == (63, 4)
     if page == "your-environment":
         assert names["result"].measure.name == "return" and "over BC" in shown
+
+
+def test_the_python_of_the_pytorch_page_runs(run):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/pytorch.md").read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block.replace('"runs/cube"', repr(str(run))), names)
+    away = {name: (names[name] - 0.3).abs().mean() for name in ("plain", "guided", "wide")}
+    assert away["guided"] < away["plain"] and away["wide"] < away["plain"]
+    assert names["values"].shape == (4,)
+    assert names["led"].abs().mean() < names["plain"].abs().mean()  # the critic leads to 0
 
 
 def test_the_map_names_every_module():

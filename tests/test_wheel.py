@@ -21,7 +21,7 @@ sizes = dict(steps=20, width=8, depth=1, batch_size=8, chunk=3, dispatch_steps=1
 config = qgf.Config(**sizes, validate_every=20, checkpoint_every=20, rotate_every=10)
 run = qgf.train("none", qgf.from_arrays(**data), "run", config)
 print(qgf.load(run.path).act(np.zeros(3, np.float32), key=jax.random.key(0)).shape)
-extras = ("ogbench", "mujoco", "matplotlib", "h5py", "pyarrow")
+extras = ("ogbench", "mujoco", "matplotlib", "h5py", "pyarrow", "torch")
 print([name for name in extras if name in sys.modules])
 """
 

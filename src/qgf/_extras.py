@@ -5,6 +5,7 @@ from qgf.errors import UserError
 EXTRAS = {
     "ogbench": ("ogbench", "mujoco"),
     "ray": ("ray",),
+    "torch": ("torch",),
     "plots": ("matplotlib", "imageio_ffmpeg"),
 }
 

@@ -1,7 +1,11 @@
 """The one exception for mistakes a user can mend, and that of SIGTERM."""
 
 import difflib
+import operator
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
 
 OUT_OF_MEMORY = "out of memory; use a smaller --batch-size, --width, --slots or --resident-gb"
 
@@ -16,6 +20,13 @@ MOST = {
     "depth": 100,
     "ensemble": 500,
 }
+
+FAILED = -1  # instead of a count of steps that went unguided: the row has no action
+NAMED = 5  # failed rows that an error names
+NOT_FINITE = (
+    "the velocity became NaN or infinite; look at the row's observation and noise, and whether "
+    "its weight is too large"
+)
 
 
 class UserError(Exception):
@@ -53,3 +64,23 @@ def check_seed(name: str, seed: int) -> None:
     """Raise UserError unless a seed is one that JAX takes."""
     if not 0 <= seed < 2**31:
         raise UserError(f"{name} must lie in [0, 2^31), got {seed}")
+
+
+def checked_count(n: Any, what: str) -> int:
+    """Return n. UserError if it is not a whole number of at least 1."""
+    try:
+        count = 0 if isinstance(n, bool) else operator.index(n)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise UserError(f"{what} must be at least 1 and a whole number, got {n}")
+    return count
+
+
+def check_actions(counts: np.ndarray, why: str = NOT_FINITE) -> None:
+    """Raise a UserError that names the rows whose count is FAILED, if there are any."""
+    found = np.argwhere(np.atleast_1d(counts) == FAILED).tolist()
+    if found:
+        rows = ", ".join(str(*at) if len(at) == 1 else str(tuple(at)) for at in found[:NAMED])
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise UserError(f"no action for row {rows}{more}: {why}")

@@ -7,7 +7,6 @@ No sampler returns a NaN: a row whose velocity was not finite has the action 0, 
 instead of a count. `refuse_failed` makes that a UserError as soon as the counts are known.
 """
 
-import operator
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,14 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from qgf.core.networks import MLP, time_embedding
-from qgf.errors import UserError
+from qgf.errors import FAILED, NOT_FINITE, UserError, check_actions, checked_count
 
-FAILED = -1  # instead of a count of steps: the row has no action
-NAMED = 5  # failed rows that an error names
-NOT_FINITE = (
-    "the velocity became NaN or infinite; look at the row's observation and noise, and whether "
-    "its weight is too large"
-)
 Sampled = tuple[Float[Array, "batch *action"], Int[Array, " batch"]]
 
 
@@ -157,13 +150,8 @@ def bounded(
 
 def refuse_failed(counts: Int[Array | np.ndarray, "*batch"], why: str = NOT_FINITE) -> None:
     """Raise a UserError that names the rows which FAILED, if counts are known (not in jit)."""
-    if isinstance(counts, jax.core.Tracer):
-        return
-    found = np.argwhere(np.atleast_1d(np.asarray(counts)) == FAILED).tolist()
-    if found:
-        rows = ", ".join(str(*at) if len(at) == 1 else str(tuple(at)) for at in found[:NAMED])
-        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-        raise UserError(f"no action for row {rows}{more}: {why}")
+    if not isinstance(counts, jax.core.Tracer):
+        check_actions(np.asarray(counts), why)
 
 
 def flow_times(steps: int, dtype: Any) -> Float[Array, " step"]:
@@ -204,17 +192,6 @@ def checked_noise(noise: Any, what: str = "noise") -> Float[Array, "batch *actio
         if not finite.all():
             raise UserError(f"{what} must be finite, but row {np.argwhere(~finite)[0, 0]} is not")
     return given
-
-
-def checked_count(n: Any, what: str) -> int:
-    """Return n. UserError if it is not a whole number of at least 1."""
-    try:
-        count = 0 if isinstance(n, bool) else operator.index(n)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise UserError(f"{what} must be at least 1 and a whole number, got {n}")
-    return count
 
 
 def checked_velocity(velocity: Velocity) -> Velocity:

@@ -9,7 +9,6 @@ RUN/checkpoints/STEP/state.json     step, the SHA-256 of each of these files, wh
 import dataclasses
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import types
@@ -21,38 +20,27 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from qgf._folders import (
+    digest_of as digest_of,
+    find_checkpoint as find_checkpoint,
+    kinds_held as kinds_held,
+    learner_file,
+    list_checkpoints as list_checkpoints,
+    read_arrays,
+    read_run,
+    read_state as read_state,
+    seed_index,
+)
 from qgf.config import Config, Spec
 from qgf.data.readers import split_format, with_format
 from qgf.errors import UserError
-from qgf.files import (
-    TEMPORARY,
-    atomic_open,
-    check_form,
-    read_record,
-    reading,
-    retire,
-    sha256,
-    write_record,
-)
+from qgf.files import TEMPORARY, atomic_open, check_form, reading, retire, sha256, write_record
 from qgf.learners import LEARNERS, Learner
 
 LATER = ("n-step", "task-dqc", "emaq")  # learners that there were not yet up to format 2
 Tree = TypeVar("Tree")
-RECORD = {
-    "env": str,
-    "method": str,
-    "seeds": [int],
-    "config": dict,
-    "spec": {str: int},
-    "learners": {str: str},
-    "borrowed": {str: {"run": str, "kind": str, "config": dict}},
-    "data": {"folder": str, "name": str, "sha256": {str: str}},
-    "versions": {"qgf": str},
-    "device": str,
-}
 
 
 def save_arrays(path: Path, tree: Any) -> str:
@@ -85,26 +73,13 @@ def load_arrays(path: Path, like: Tree, sha256: str | None) -> Tree:
     Raises:
         UserError: the file is missing, damaged, or holds other arrays than `like`, or NaN.
     """
-    with reading(path):
-        content = path.read_bytes()
-    if sha256 not in (None, hashlib.sha256(content).hexdigest()):
-        raise UserError(
-            f"{path} is damaged (its SHA-256 differs from the one noted when it was written); "
-            "use another checkpoint"
-        )
-    try:
-        arrays = safetensors.numpy.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from None
+    arrays = read_arrays(path, sha256)
     places = _leaves(like)
     wanted = {_name(at): (leaf.shape, leaf.dtype) for at, leaf in places}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if wanted != found:
         differ = sorted(set(wanted.items()) ^ set(found.items()), key=str)[0][0]
         raise UserError(f"{path} does not fit its config.json: {differ} differs")
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{path} has NaN or infinity in {name}; use another checkpoint")
     leaves = [jax.numpy.asarray(arrays[_name(at)]) for at, _ in places]
     shapes, static = eqx.partition(like, _is_array)
     return eqx.combine(jax.tree.unflatten(jax.tree.structure(shapes), leaves), static)
@@ -144,12 +119,6 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def list_checkpoints(run: Path) -> list[int]:
-    """Return the step of every complete checkpoint, in rising order."""
-    folders = (path.parent for path in (run / "checkpoints").glob("*/state.json"))
-    return sorted(int(f.name) for f in folders if re.fullmatch(r"[0-9]{8,18}", f.name))
-
-
 def prune_checkpoints(run: Path, keep: int, every: int = 1) -> None:
     """Remove all but the last `keep` checkpoints.
 
@@ -163,51 +132,6 @@ def prune_checkpoints(run: Path, keep: int, every: int = 1) -> None:
         retire(run / "checkpoints" / f"{step:08d}")
 
 
-def find_checkpoint(run: Path, which: str = "last") -> Path:
-    """Return the folder of checkpoint "last" or a step's number.
-
-    Raises:
-        UserError: the run has no checkpoint, or not that one.
-    """
-    steps = list_checkpoints(run)
-    if not steps:
-        raise UserError(f"{run} has no checkpoint; train it with `qgf train --out {run}`")
-    step = steps[-1] if which == "last" else int(which) if _STEP.fullmatch(which) else None
-    if step not in steps:
-        raise UserError(
-            f"{run} has no checkpoint {which!r}; it has {', '.join(map(str, steps))}, last"
-        )
-    return run / "checkpoints" / f"{step:08d}"
-
-
-_STEP = re.compile(r"[0-9]{1,18}")
-
-
-def digest_of(checkpoint: Path, name: str) -> str | None:
-    """Return the SHA-256 that a checkpoint's state.json notes for NAME.safetensors.
-
-    None if it is of format 1, which notes none. UserError if it is damaged.
-    """
-    state = read_state(checkpoint)
-    if "sha256" not in state:
-        return None
-    check_form(state, {"sha256": {name: str}}, str(checkpoint / "state.json"))
-    return state["sha256"][name]
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return a checkpoint's state.json.
-
-    UserError if it is damaged, or the folder was renamed.
-    """
-    path = checkpoint / "state.json"
-    state = read_record(path)
-    check_form(state, {"step": int}, str(path))
-    if state["step"] != int(checkpoint.name):
-        raise UserError(f"{path} is of step {state['step']}: {checkpoint} was renamed")
-    return state
-
-
 def load_record(run: Path) -> dict:
     """Return a run's config.json, with the default of every setting that it lacks.
 
@@ -218,12 +142,7 @@ def load_record(run: Path) -> dict:
             version that knew other settings.
     """
     run = Path(run)
-    path = run / "config.json"
-    if not path.exists():
-        what = "holds no run (no config.json)" if run.is_dir() else "does not exist"
-        raise UserError(f"{run} {what}; train one with `qgf train --out {run}`")
-    record = read_record(path)
-    check_form(record, RECORD, str(path))
+    path, record = run / "config.json", read_run(run)
     version = record["versions"]["qgf"]
     for role, kind in kinds_held(record).items():
         if kind not in LEARNERS:
@@ -231,10 +150,6 @@ def load_record(run: Path) -> dict:
                 f"{path} has a {role} of a kind that this qgf does not know, {kind!r}: it was "
                 f"written by qgf {version}; use that version"
             )
-    if not record["seeds"] or not {"obs", "action", "chunk"} <= record["spec"].keys() <= {
-        *Spec._fields
-    }:
-        raise UserError(f"{path} is damaged: it has no seeds, or other sizes than qgf knows")
     parts = [(record, record["learners"].values())]
     parts += [(part, [part["kind"]]) for part in record["borrowed"].values()]
     for part, kinds in parts:
@@ -317,11 +232,6 @@ def _fits(value: Any, hint: Any) -> bool:
     return type(value) is hint or (hint is float and type(value) is int)
 
 
-def kinds_held(record: dict) -> dict[str, str]:
-    """Return the kind of every learner of a run, trained or borrowed, by role."""
-    return record["learners"] | {k: v["kind"] for k, v in record["borrowed"].items()}
-
-
 def of_seed(tree: Tree, index: Any) -> Tree:
     """Return the part of learners, whose arrays lead with the training-seed axis, at `index`."""
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
@@ -340,10 +250,8 @@ def load_learner(
         UserError: no such run, checkpoint, learner or seed.
     """
     run, record = Path(run), load_record(run)
-    kind = kinds_held(record).get(name)
-    if kind is None:
-        raise UserError(f"{run} has no {name}; train one with `qgf train`")
-    path, digest = _file(run, record, name, which)
+    path, digest = learner_file(run, record, name, which)
+    kind = kinds_held(record)[name]
     config = config_of(record, name)
     spec = Spec(**record["spec"])
     keys = jax.random.split(jax.random.key(0), len(record["seeds"]))
@@ -351,11 +259,8 @@ def load_learner(
         lambda: eqx.filter_vmap(lambda key: LEARNERS[kind].create(spec, config, key))(keys)
     )
     learner = load_arrays(path, like, digest)
-    missing = [seed for seed in seeds or [] if seed not in record["seeds"]]
-    if missing:
-        raise UserError(f"{run} has no {name} of seed {missing[0]}; it has {record['seeds']}")
-    index = np.array([record["seeds"].index(seed) for seed in seeds or record["seeds"]])
-    return of_seed(learner, index)
+    index = [seed_index(run, record, name, seed) for seed in seeds or record["seeds"]]
+    return of_seed(learner, np.array(index))
 
 
 def learner_hash(run: Path, name: str, which: str = "last") -> str:
@@ -364,17 +269,9 @@ def learner_hash(run: Path, name: str, which: str = "last") -> str:
     Raises:
         UserError: no such run or checkpoint, or the file, whose hash was not noted, is gone.
     """
-    path, digest = _file(Path(run), load_record(run), name, which)
+    path, digest = learner_file(Path(run), load_record(run), name, which)
     with reading(path):
         return digest or sha256(path)
-
-
-def _file(run: Path, record: dict, name: str, which: str) -> tuple[Path, str | None]:
-    """Return the file of a learner, and its SHA-256 if that was noted."""
-    if name in record["borrowed"]:
-        return run / f"{name}.safetensors", record["borrowed"][name].get("sha256")
-    folder = find_checkpoint(run, which)
-    return folder / f"{name}.safetensors", digest_of(folder, name)
 
 
 def _is_array(leaf: Any) -> bool:
