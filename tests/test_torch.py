@@ -302,7 +302,7 @@ def test_a_critic_in_jax_is_differentiable_in_pytorch():
     obs, action = drawn(8, 3), torch.tensor(drawn(8, 3, seed=1), requires_grad=True)
     q = from_jax(lambda obs, action: bent(jnp, obs)[1](action))
     weights = torch.arange(8.0)
-    found = q(torch.tensor(obs), action)
+    found = q(torch.tensor(obs.T.copy()).T, action)  # in another order in memory
     (actual,) = torch.autograd.grad((weights * found).sum(), action)
     values = bent(torch, obs)[1](action)
     (expected,) = torch.autograd.grad((weights * values).sum(), action)

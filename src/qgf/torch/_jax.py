@@ -42,8 +42,7 @@ def from_jax(critic: Callable) -> Callable[..., Tensor]:
             x = x.cpu()
         if x.dtype == torch.float64 and not jax.config.jax_enable_x64:
             x = x.float()
-        # JAX's arrays never change, so what it reads must not be written to by others.
-        return jax.dlpack.from_dlpack(x.clone(memory_format=torch.contiguous_format))
+        return jax.dlpack.from_dlpack(x.contiguous())  # it is read before `to_torch` returns
 
     def to_torch(x: Any, like: Tensor) -> Tensor:
         return torch.from_dlpack(jax.block_until_ready(x)).to(like.device)
