@@ -11,6 +11,7 @@ from pathlib import Path
 from qgf._checkout import import_studies
 from qgf.comparison import markdown, sections
 from qgf.config import PRESETS, Config
+from qgf.evaluation import wilson_interval
 from qgf.methods import GUIDANCE, METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +95,26 @@ def waiting() -> str:
         f"{seconds * rate:,.0f} gradient steps; `--rotate-every` is {config.rotate_every:,} by "
         "default."
     )
+
+
+def fewer_steps() -> str:
+    rows = json.loads((ROOT / "results/denoise-steps.json").read_text())["rows"]
+    counts = list(dict.fromkeys(row["denoise_steps"] for row in rows))
+    by_task: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        by_task.setdefault(row["env"], {})[row["denoise_steps"]] = row
+    table = [
+        [env, success(found[counts[0]]["bc"]), *(success(found[n]["qgf"]) for n in counts)]
+        for env, found in by_task.items()
+    ]
+    pooled = ["all"]
+    for name, n in [("bc", counts[0]), *(("qgf", n) for n in counts)]:
+        tests = [row[name] for row in rows if row["denoise_steps"] == n]
+        total = sum(test["episodes"] for test in tests)
+        won = round(sum(test["success"] * test["episodes"] for test in tests))
+        pooled.append(success({"success": won / total, "ci95": wilson_interval(won, total)}))
+    head = ["task", f"BC, T = {counts[0]}", *(f"QGF, T = {n}" for n in counts)]
+    return markdown(head, [*table, pooled])
 
 
 def board(name: str) -> dict:
@@ -368,6 +389,7 @@ TABLES = {
     "bootstrapped": bootstrapped,
     "metaworld": metaworld,
     "waiting": waiting,
+    "fewer-steps": fewer_steps,
     **{part: partial(speed, part) for part in PARTS},
     **{f"study-{name}": partial(study, name) for name in import_studies().STUDIES},
 }
