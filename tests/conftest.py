@@ -17,6 +17,9 @@ from jaxtyping import install_import_hook
 if "PYTEST_XDIST_WORKER" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="qgf-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+    # For processes that run tests: freed memory goes back instead of staying with many threads.
+    os.environ["MALLOC_ARENA_MAX"] = "2"
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 20)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 # Tiny networks compile for longer than they run; the compiler's fusion emitters alone double that.

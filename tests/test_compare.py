@@ -144,7 +144,7 @@ def test_killed_at_random_moments_it_ends_the_same(compared, data, tmp_path):
     )
     random = np.random.default_rng(0)
     kills = 0
-    while kills < 3:
+    while kills < 2:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
         try:
             process.wait(timeout=float(random.uniform(5, 9)))

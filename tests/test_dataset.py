@@ -5,6 +5,7 @@ import itertools
 import shutil
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import equinox as eqx
@@ -442,6 +443,26 @@ def test_other_arrays_of_a_file_are_not_used(downloaded):
     assert dataset.source.rewards.endswith("; the files' own rewards and masks are not used")
     alone = find_task(NAME).open(downloaded)
     assert alone.rewards == "none; the files' own rewards and masks are not used"
+
+
+def test_shards_are_labelled_by_one_thread_at_a_time(data, monkeypatch):
+    """The environment that labels them is one, and MuJoCo's memory is not shared."""
+    source = find_task(TASK).open(data)
+    inside, most = [], []
+
+    def relabel(env_id, env, arrays):
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        arrays["rewards"] = np.zeros(len(arrays["terminals"]), np.float32)
+        arrays["masks"] = np.ones_like(arrays["rewards"])
+
+    monkeypatch.setattr("qgf.tasks.ogbench._shards.relabel_dataset", relabel)
+    shard = source.split("train")[0]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(source.read, [shard] * 3))
+    assert most == [1, 1, 1]
 
 
 def test_training_takes_sparse_rewards(data, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """OGBench-layout shards, labelled with what a task pays or with goals."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class OGBenchShards:
         self.name = manifest.name
         self.rewarded = name.singletask
         self._task, self._env, self._sparse = name, env, sparse
+        self._using = threading.Lock()  # shards are read in the background, too
         self._widths = state_widths(env)
         self.widths = self._widths["observations"], self._widths["actions"]
 
@@ -93,7 +95,8 @@ class OGBenchShards:
     ) -> None:
         """Let OGBench add what it computes from the states. UserError if they were not recorded."""
         try:
-            add(self._task.env_id, self._env, data)
+            with self._using:
+                add(self._task.env_id, self._env, data)
         except KeyError as absent:
             raise UserError(
                 f"{path} has no {absent}, from which {what} are computed; {instead}"
