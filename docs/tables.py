@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ("training", "dqc", "latency", "aggregation", "collecting", "evaluating")
 PARTS = dict.fromkeys(BENCHMARKS, "benchmarks")
 PARTS |= dict.fromkeys(("streaming", "reading"), "streaming")  # in which file of results/
-PAGES = ("README.md", "docs/results.md", "docs/performance.md", "docs/clusters.md")
+NAMES = ("results", "performance", "clusters")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 
 def percent(value: float) -> str:

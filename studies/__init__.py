@@ -21,6 +21,7 @@ from studies import (
     compute,
     critics,
     q_optimizer,
+    realtime,
     scaling,
     sensitivity,
     steps,
@@ -54,6 +55,7 @@ STUDIES: dict[str, Study] = {
     "steps": steps,
     "scaling": scaling,
     "critics": critics,
+    "realtime": realtime,
 }
 ANYWHERE = ("sensitivity", "weight", "q-optimizer")
 

@@ -17,16 +17,14 @@ import qgf
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/results.md", "docs/performance.md", "docs/clusters.md"]
-)
-def test_tables_come_from_the_results(page):
+def test_tables_come_from_the_results():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    text = (ROOT / page).read_text()
-    assert "<!-- table" in text
-    assert tables.filled(text) == text
+    for page in tables.PAGES:
+        text = (ROOT / page).read_text()
+        assert "<!-- table" in text
+        assert tables.filled(text) == text, page
 
 
 def test_the_python_of_the_readme_runs(run, tmp_path, monkeypatch, capsys):
@@ -79,6 +77,14 @@ def test_the_python_of_the_pytorch_page_runs(run):
     assert away["guided"] < away["plain"] and away["wide"] < away["plain"]
     assert names["values"].shape == (4,)
     assert names["led"].abs().mean() < names["plain"].abs().mean()  # the critic leads to 0
+
+
+def test_the_python_of_the_page_on_real_time_chunking_runs(run):
+    page = (ROOT / "docs/realtime.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(block.replace('"runs/cube"', repr(str(run))), names)
+    assert names["left"].shape == (2, 5) and names["following"].shape == (5, 5)
 
 
 def test_the_map_names_every_module():

@@ -65,6 +65,40 @@ def test_samples_are_the_best_of_so_many(policy, run, obs):
     np.testing.assert_allclose(actual.reshape(3, 25), expected, atol=1e-5)
 
 
+def test_a_chunk_goes_on_from_the_one_before(policy, run, obs):
+    left = np.random.default_rng(0).uniform(-0.8, 0.8, (3, 3, 5)).astype(np.float32)
+    options = {"previous": left, "delay": np.array([0, 1, 3])}
+    actual = policy.act(obs, key=KEY, weight=0.3, **options)
+    network = jax.tree.map(
+        lambda x: x[1] if isinstance(x, jax.Array) else x, load_learner(run, "policy")
+    )
+    critic = by_hand(run, 1, obs, jnp.zeros((3, 25)), np.zeros(3))[1]
+    expected = qgf.guided_sample(
+        lambda a, t: network.policy(jnp.asarray(obs), a.reshape(3, 25), t).reshape(a.shape),
+        lambda a: critic(a.reshape(3, 25)),
+        jax.random.normal(KEY, (1, 3, 25)).reshape(3, 5, 5),
+        0.3,
+        **options,
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    free = policy.act(obs, key=KEY, weight=0.3)
+    assert abs(actual[2, :3] - left[2]).max() < abs(free[2, :3] - left[2]).max()
+    np.testing.assert_allclose(
+        policy.act(obs, key=KEY, weight=0.3, previous=left[:, :0]), free, atol=1e-6
+    )
+
+
+def test_a_previous_chunk_that_does_not_fit_is_refused(policy, obs):
+    for previous, delay, line in (
+        (np.zeros((3, 6, 5)), 0, "previous must have the shape"),
+        (np.zeros((2, 2, 5)), 0, "previous must be the actions left"),
+        (np.zeros((3, 2, 5)), 3, "from 0 to the 2 actions left"),
+        (np.full((3, 2, 5), np.inf), 0, "previous must be finite"),
+    ):
+        with pytest.raises(qgf.UserError, match=line):
+            policy.act(obs, key=KEY, weight=0.1, previous=previous, delay=delay)
+
+
 def test_shapes(policy, obs):
     batch = policy.act(obs, key=KEY, weight=0.1)
     assert isinstance(batch, np.ndarray) and abs(batch).max() <= 1
@@ -239,11 +273,12 @@ def test_programs_are_compiled_for_few_batch_sizes_and_padding_does_not_matter(p
         return sample_actions(method, learners, obs, *args, **options)
 
     monkeypatch.setattr(qgf.act.policy, "sample_actions", counted)
-    for n in (1, 3, 5, 6, 7, 8, 300):
+    for n in (1, 3, 6, 8, 300):
         found[n] = policy.act(rows[:n], key=KEY, weight=weights[:n], samples=2)
     assert traced == [1, 4, 8, 512]
     method = METHODS["qgf"]
-    for n, actions in found.items():
+    for n in (3, 6, 300):
+        actions = found[n]
         noise = jax.random.normal(KEY, (2, n, 25))
         plain, _ = sample_actions(
             method, policy._learners, jnp.asarray(rows[:n]), noise, jnp.asarray(weights[:n])

@@ -115,7 +115,7 @@ class Config:
     """latest checkpoints kept"""
     resident_gb: float = 4.0
     """gigabytes of data held at once; larger sets are read in parts while training goes on"""
-    rotate_every: int = 1_000
+    rotate_every: int = 5_000
     """gradient steps on each part of a set that does not fit, on average over a pass"""
 
     hyper: tuple[Hyper, ...] = ()

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qgf.act.calibration import auto_weight
 from qgf.config import Spec
 from qgf.core.flow import FAILED, Sampled, checked_count, refuse_failed, repeat_rows
+from qgf.core.realtime import Continued, left_and_mask
 from qgf.core.search import best_of_n_counting
 from qgf.data.normalization import Normalization
 from qgf.errors import UserError
@@ -47,6 +48,7 @@ def sample_actions(
     *,
     goal: Float[Array, "batch goal"] | None = None,
     steps: int | None = None,
+    before: tuple[Float[Array, "batch action"], Float[Array, "batch action"]] | None = None,
 ) -> Sampled:
     """Return action chunks, and for each row how many steps a bad gradient left unguided.
 
@@ -58,10 +60,14 @@ def sample_actions(
         noise: `noise_size` draws of N(0, I) for every sample and row.
         goal: one a row, for a critic of goals.
         steps: denoising steps T, by default those of training.
+        before: `previous` and `mask` of `qgf.core.realtime.Continued`, for a policy that flows.
     """
     n, batch, size = noise.shape
     steps = denoising_steps(method, learners, steps)
     bound = bind(learners, obs, goal, n)
+    if before is not None:
+        follows = Continued(bound["policy"], *repeat_rows(before, n))
+        bound = bound | {"policy": follows}
     noise, weight = noise.reshape(n * batch, size), repeat_rows(weight, n)
     actions, fallbacks = method.act(bound, noise, weight, steps)
     if n == 1:
@@ -175,7 +181,7 @@ def compiled(method: Method, learners: Learners) -> Callable[..., Sampled]:
 
     Returns:
         A function of obs (padded batch, obs), a key, (n, draws), the number of rows that are not
-        padding, weight, goal and steps; the noise is normal(key, (n, rows, draws)).
+        padding, weight, goal, steps and before; the noise is normal(key, (n, rows, draws)).
     """
 
     def sample(
@@ -186,12 +192,15 @@ def compiled(method: Method, learners: Learners) -> Callable[..., Sampled]:
         weight: Array,
         goal: Array | None,
         steps: int | None,
+        before: tuple[Array, Array] | None = None,
     ) -> Sampled:
         n, size = shape
         noise = jax.random.normal(key, (n * len(obs), size))
         row = jnp.minimum(jnp.arange(len(obs)), rows - 1)
         noise = noise[jnp.arange(n)[:, None] * rows + row]
-        return sample_actions(method, learners, obs, noise, weight, goal=goal, steps=steps)
+        return sample_actions(
+            method, learners, obs, noise, weight, goal=goal, steps=steps, before=before
+        )
 
     return jax.jit(sample, static_argnames=("shape", "steps"))
 
@@ -264,6 +273,8 @@ class Policy:
         weight: float | Float[np.ndarray, "*batch"] | None = None,
         samples: int | None = None,
         steps: int | None = None,
+        previous: Float[np.ndarray, "*rows left action"] | None = None,
+        delay: int | Int[np.ndarray, "*rows"] = 0,
     ) -> Float[np.ndarray, "*batch chunk action"]:
         """Return the next `chunk` actions, in the units of the data, for observations.
 
@@ -280,12 +291,17 @@ class Policy:
             samples: of so many samples the one with the highest Q is returned; by default as many
                 as the method takes (16 for "bfn", 1 where it does not choose).
             steps: denoising steps T, by default those of training.
+            previous: what is left of the chunk before, in the units of the data, from which this
+                one is to go on while the robot moves: `qgf.core.realtime`.
+            delay: how many actions of `previous` are executed until this chunk is there, in control
+                steps; one number or one per row. Execute this chunk from there on.
 
         Raises:
             UserError: an observation or goal of another size or not finite, a goal missing or
                 not asked for, a weight below 0 or one the method does not take, no critic to
                 guide or choose with, no weight given nor chosen, or RUN/eval.json is damaged;
-                another T than a network is tied to; an observation so far from those of training
+                another T than a network is tied to; a method whose policy does not flow, or a delay
+            beyond what is left, with `previous`; an observation so far from those of training
                 that the networks' numbers overflow, which is named.
         """
         obs = _numbers(obs, "an observation")
@@ -305,6 +321,7 @@ class Policy:
             raise UserError(f"{self.name} is not tuned by a weight; leave it out")
         goals = self._goals(goal, obs.shape[:-1], bool(weights.any()) or samples > 1)
         _check_key(key)
+        before = None if previous is None else self._before(previous, delay, obs.shape[:-1])
         batch, rows = self._normalization.observed(obs.reshape(-1, self.spec.obs)), weights.size
         shape = (*obs.shape[:-1], self.spec.chunk, self.spec.action)
         if not rows:
@@ -317,9 +334,28 @@ class Policy:
             _padded(weights, rows),
             _padded(goals, rows),
             steps,
+            before and tuple(_padded(x, rows) for x in before),
         )
         refuse_failed(np.asarray(counts)[:rows].reshape(obs.shape[:-1]))
         return self._normalization.acted(np.asarray(actions)[:rows].reshape(shape))
+
+    def _before(
+        self, previous: Any, delay: Any, batch: tuple[int, ...]
+    ) -> tuple[Float[np.ndarray, "row action"], Float[np.ndarray, "row action"]]:
+        """Return the chunk before and its mask for every row, in the sampler's units."""
+        if "policy" not in self._method.roles:
+            raise UserError(f"{self.name} does not act by the policy's flow; leave previous out")
+        previous, delay = _numbers(previous, "previous"), np.asarray(delay)
+        size, rows = (self.spec.chunk, self.spec.action), math.prod(batch)
+        if previous.shape[:-2] != batch or delay.shape not in ((), batch):
+            raise UserError(
+                f"previous must be the actions left for observations of {batch}, and delay one "
+                f"number or one for each; got shapes {previous.shape} and {delay.shape}"
+            )
+        previous = self._normalization.learned(previous.reshape(rows, *previous.shape[-2:]))
+        delay = delay if delay.ndim == 0 else delay.reshape(rows)
+        left, mask = left_and_mask(previous, (rows, *size), delay)
+        return np.asarray(left).reshape(rows, -1), np.asarray(mask).reshape(rows, -1)
 
     def _goals(
         self, goal: np.ndarray | None, batch: tuple[int, ...], used: bool

@@ -22,6 +22,7 @@ from qgf.core.guidance import (
     qgf as qgf,
 )
 from qgf.core.networks import MLP as MLP
+from qgf.core.realtime import continued as continued, soft_mask as soft_mask
 from qgf.core.search import best_of_n as best_of_n, gradient_steps as gradient_steps
 from qgf.core.tilt import (
     policy_deviation as policy_deviation,

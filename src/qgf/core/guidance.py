@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qgf.core.critic import Critic
 from qgf.core.flow import (
@@ -47,6 +47,7 @@ from qgf.core.flow import (
     per_row,
     refuse_failed,
 )
+from qgf.core.realtime import Continued, continued
 from qgf.errors import UserError
 
 Action = Float[Array, "batch *action"]
@@ -243,6 +244,8 @@ def guided_sample(
     *,
     steps: int = 10,
     estimator: Estimator = qgf,
+    previous: Float[Array | np.ndarray, "rows left *rest"] | None = None,
+    delay: int | Int[Array | np.ndarray, "*rows"] = 0,
 ) -> Action:
     """Carry noise to actions, pushing every Euler step by `weight` times the critic's gradient.
 
@@ -257,6 +260,10 @@ def guided_sample(
         steps: Euler steps T.
         estimator: (velocity, critic, action, t, steps) -> (velocity, gradient). t, of
             shape (batch,), is float32 or what noise is, if that is wider.
+        previous: what is left of the chunk of actions before, from which these are to go on
+            (real-time chunking, `qgf.core.realtime`): noise then has the shape (batch, step, …).
+        delay: how many actions of `previous` are executed until these are there, in control steps;
+            one number or one per row.
 
     Returns:
         Actions in [-1, 1], never NaN. Where w·g is not finite, that row takes the step
@@ -267,6 +274,9 @@ def guided_sample(
         UserError: an argument, or what a function gave, does not fit; a weight that is not
             finite in the dtype of noise; outside jit, a velocity that was not finite.
     """
+    noise = checked_noise(noise)
+    if previous is not None:
+        velocity = continued(velocity, noise, previous, delay)
     action, unguided = guided_sample_counting(
         velocity, critic, noise, weight, steps=steps, estimator=estimator
     )
@@ -293,12 +303,17 @@ def guided_sample_counting(
     noise = checked_noise(noise)
     steps = checked_count(steps, "steps")
     weight = per_row(checked_weight(weight, noise), noise)
-    inner = checked_velocity(velocity)
+    follows = isinstance(velocity, Continued)
+    inner = checked_velocity(velocity.velocity if follows else velocity)
+    pulled = checked_velocity(velocity)
     rows, entries = noise.shape[:1], tuple(range(1, noise.ndim))
 
     def step(action: Array, time: Array) -> tuple[Array, Array]:
-        estimated = estimator(inner, critic, action, jnp.full(rows, time), steps)
+        t = jnp.full(rows, time)
+        estimated = estimator(inner, critic, action, t, steps)
         v, g = (checked_result(x, noise.shape, "estimator").astype(noise.dtype) for x in estimated)
+        if follows:
+            v = pulled(action, t)
         push = weight * g
         # The norm, because a push too long to be squared would break the next velocity.
         usable = jnp.isfinite(jnp.square(push).sum(entries))

@@ -69,7 +69,7 @@ class Normalization:
         """Return the sampler's actions in the units of the data."""
         return x if self.action is None else self.action.undo(x)
 
-    def learned(self, x: Float[np.ndarray, "row action"]) -> Float[np.ndarray, "row action"]:
+    def learned(self, x: Float[np.ndarray, "*batch action"]) -> Float[np.ndarray, "*batch action"]:
         """Return the data's actions as the networks learn them, in [-1, 1]."""
         return x if self.action is None else np.clip(self.action.apply(x), -1, 1)
 
