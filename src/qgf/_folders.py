@@ -49,13 +49,21 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def list_checkpoints(run: Path) -> list[int]:
-    """Return the step of every complete checkpoint, in rising order."""
+    """Return the step of every complete checkpoint, in rising order.
+
+    Args:
+        run: folder of the run.
+    """
     folders = (path.parent for path in (run / "checkpoints").glob("*/state.json"))
     return sorted(int(f.name) for f in folders if re.fullmatch(r"[0-9]{8,18}", f.name))
 
 
 def find_checkpoint(run: Path, which: str = "last") -> Path:
     """Return the folder of checkpoint "last" or a step's number.
+
+    Args:
+        run: folder of the run.
+        which: "last" or a step's number.
 
     Raises:
         UserError: the run has no checkpoint, or not that one.

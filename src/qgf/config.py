@@ -140,11 +140,19 @@ class Config:
                 )
 
     def of(self, kind: type[Own]) -> Own:
-        """Return the hyperparameters of a learner, `kind` being its class of them."""
+        """Return the hyperparameters of a learner, `kind` being its class of them.
+
+        Args:
+            kind: the class, such as `IQL.Hyper`.
+        """
         return next((each for each in self.hyper if type(each) is kind), kind())
 
     def having(self, *hyper: Hyper) -> "Config":
-        """Return these settings with other hyperparameters of the learners that these are of."""
+        """Return these settings with other hyperparameters of the learners that these are of.
+
+        Args:
+            hyper: instances such as `IQL.Hyper(expectile=0.8)`.
+        """
         kinds = {type(each) for each in hyper}
         others = (each for each in self.hyper if type(each) not in kinds)
         return dataclasses.replace(self, hyper=(*others, *hyper))

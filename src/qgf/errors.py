@@ -21,7 +21,8 @@ MOST = {
     "ensemble": 500,
 }
 
-FAILED = -1  # instead of a count of steps that went unguided: the row has no action
+FAILED = -1
+"""stands instead of a count of steps that went unguided: the row has no action"""
 NAMED = 5  # failed rows that an error names
 NOT_FINITE = (
     "the velocity became NaN or infinite; look at the row's observation and noise, and whether "

@@ -39,7 +39,8 @@ def flow_sizes(
     in all calls, and the data's actions a_1.
 
     Args:
-        velocity, critic: at states of data that the policy was not trained on.
+        velocity: the policy's, at states of data that it was not trained on.
+        critic: at the same states.
         action: the data's clean actions there.
         steps: Euler steps T of the sampler.
     """
@@ -67,7 +68,10 @@ def guidance_scale(
     0 where the critic is constant: without a gradient there is nothing to guide by.
 
     Args:
-        velocity, critic, action, steps: as in `flow_sizes`.
+        velocity: as in `flow_sizes`.
+        critic: as in `flow_sizes`.
+        action: as in `flow_sizes`.
+        steps: as in `flow_sizes`.
     """
     v, g = flow_sizes(velocity, critic, action, steps)
     scale = v / g

@@ -56,8 +56,11 @@ def sample_actions(
     action has the action 0 and the count FAILED; see `qgf.core.flow.refuse_failed`.
 
     Args:
+        method: what acts.
+        learners: those it acts with, by role, of one training seed.
         obs: any tree of arrays that lead with the batch axis.
         noise: `noise_size` draws of N(0, I) for every sample and row.
+        weight: what the method is tuned by, one per row.
         goal: one a row, for a critic of goals.
         steps: denoising steps T, by default those of training.
         before: `previous` and `mask` of `qgf.core.realtime.Continued`, for a policy that flows.
@@ -84,7 +87,13 @@ def sample_actions(
 
 
 def noise_size(method: Method, learners: Learners, spec: Spec) -> int:
-    """Return how many draws of N(0, 1) one action chunk of a method takes."""
+    """Return how many draws of N(0, 1) one action chunk of a method takes.
+
+    Args:
+        method: what acts.
+        learners: those it acts with, by role.
+        spec: sizes of the run's actions and chunks.
+    """
     draws = 1 + denoising_steps(method, learners) if method.stochastic else 1
     return spec.chunk_action * draws
 
@@ -214,7 +223,14 @@ def _padded(x: np.ndarray | None, rows: int) -> np.ndarray | None:
 
 
 class Policy:
-    """A run's learners as something that acts, for one training seed."""
+    """A run's learners as something that acts, for one training seed.
+
+    Attributes:
+        name: of the method, in METHODS.
+        run: folder of the run.
+        env: the task that the critic is for.
+        spec: sizes of observations, actions, chunks and goals.
+    """
 
     def __init__(
         self,
@@ -282,6 +298,7 @@ class Policy:
         is read but by `default_weight`, at the first call without a weight.
 
         Args:
+            obs: observations in the units of the data, with any batch axes, or none.
             key: a JAX key; the same key gives the same actions.
             goal: where the critic is to lead, one or one per row, if it was trained on goals:
                 as `env.reset` gives it in info["goal"]. It may be another at every call.
@@ -398,6 +415,10 @@ class Policy:
         and denoising steps; else, for a guided flow, `qgf.act.calibration.auto_weight`, which
         reads the run's validation data. It is found once: call this before a control loop.
 
+        Args:
+            samples: of so many samples the best is taken; by default as `act` does.
+            steps: denoising steps T, by default those of training.
+
         Raises:
             UserError: there is none, RUN/eval.json is damaged, or the data are gone.
         """
@@ -455,3 +476,4 @@ def _check_key(key: Any) -> None:
 
 
 load = Policy
+"""`load(run)` is `Policy(run)`."""

@@ -54,6 +54,9 @@ class Job:
     """One episode to run: which arm, with which training seed (by position), which start.
 
     Where a goal is asked for, neighbouring episodes take the task's goals in turn.
+
+    Attributes:
+        split: "tune" or "test".
     """
 
     arm: Arm
@@ -69,8 +72,14 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What an episode came to: success (None: nobody says), sum of rewards, environment steps,
-    and denoising steps that went unguided because a gradient was not finite."""
+    """What an episode came to.
+
+    Attributes:
+        success: whether the task was solved; None if nobody says.
+        total: sum of rewards.
+        length: environment steps.
+        fallbacks: denoising steps that went unguided because a gradient was not finite.
+    """
 
     success: bool | None = None
     total: float = 0.0
@@ -78,6 +87,11 @@ class Outcome:
     fallbacks: int = 0
 
     def add(self, reply: Reply) -> None:
+        """Count what one more action chunk came to.
+
+        Args:
+            reply: what the environment gave for it.
+        """
         if reply.success is not None:
             self.success = bool(self.success) or reply.success
         self.total += reply.reward
@@ -85,7 +99,13 @@ class Outcome:
 
 
 def make_jobs(arms: Sequence[Arm], seeds: int, counts: dict[str, int]) -> list[Job]:
-    """Return the jobs of all arms: `counts` episodes of each split for every training seed."""
+    """Return the jobs of all arms: `counts` episodes of each split for every training seed.
+
+    Args:
+        arms: the ways to act.
+        seeds: how many training seeds there are.
+        counts: episodes of each split ("tune", "test").
+    """
     return [
         Job(arm, i, split, episode)
         for split in counts
@@ -109,9 +129,18 @@ def roll_out(
     """Run all jobs, `slots` at a time; one policy call serves all that run.
 
     Args:
+        task: which makes the environments and says what success is.
+        spec: sizes of observations, actions and goals.
         learners: their arrays lead with the training-seed axis.
+        jobs: the episodes to run.
+        workers: environment processes.
+        slots: environments, that is episodes that run at a time.
+        seed: of the environments and the noise.
         pool: processes of `slots` environments to use; by default some of its own.
         normalization: that of the run's data.
+
+    Returns:
+        What every job came to.
     """
     outcomes = {job: Outcome() for job in jobs}
     groups = collections.defaultdict(list)
@@ -132,6 +161,12 @@ def actor(arm: Arm, learners: Learners, spec: Spec, seed: int) -> Callable:
 
     That is (obs, goal, weight, start, turn) -> (actions, fallbacks), all [seed, row]; the goal
     is None where none is asked for. A row without an action has FAILED fallbacks.
+
+    Args:
+        arm: method, number of samples and of denoising steps; its weight is not looked at.
+        learners: by role; their arrays lead with the training-seed axis.
+        spec: sizes of observations, actions and goals.
+        seed: of the noise.
     """
     method = arm.method if isinstance(arm.method, Method) else find_method(arm.method)
     roles = {*method.roles} | ({"critic"} if arm.samples > 1 else set())

@@ -60,6 +60,7 @@ def compare(
         data: recorded episodes for every data set that the environments need: OGBench's in any
             order, those of others in the order of the environments.
         out: folder of all runs and results; what it holds already is reused.
+        config: the settings of all trainings, with hyperparameters of the learners.
         seeds: training seeds.
         episodes: test episodes of a method, task and training seed.
         tune_episodes: those on which a setting is chosen, again of a task and training seed.

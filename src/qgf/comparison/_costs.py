@@ -17,7 +17,14 @@ CALLS = 20  # timed calls
 
 
 def milliseconds(act: Callable, spec: Spec, weight: float, batch: int) -> float:
-    """Return the median time of a call for `batch` observations."""
+    """Return the median time of a call for `batch` observations.
+
+    Args:
+        act: a method's `Policy.act`.
+        spec: sizes of observations and goals.
+        weight: what the method is tuned by.
+        batch: observations per call.
+    """
     obs = np.zeros((1, batch, spec.obs), np.float32)
     goal = np.zeros((1, batch, spec.goal), np.float32) if spec.goal else None
     weights, numbers = np.full((1, batch), weight, np.float32), np.zeros((1, batch), np.int32)
@@ -38,7 +45,11 @@ def count(
     known: at up to 4 samples it makes no difference, at more the dearest case is counted.
 
     Args:
+        method: what acts.
         learners: of one training seed.
+        sizes: of observations, actions, chunks and goals.
+        weight: what the method is tuned by.
+        samples: of so many samples the critic chooses one.
     """
     arrays, static = eqx.partition(learners, eqx.is_array)
     noise = (samples, 1, noise_size(method, learners, sizes))

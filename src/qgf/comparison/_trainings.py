@@ -45,6 +45,7 @@ class Plan:
         workers, slots, seed: as in `qgf.evaluation._evaluate.evaluate`.
         fields: which recorded fields are used, where a task does not say it.
         success: how success is told, where a task does not say it; as in `evaluate`.
+        config: settings of all trainings.
     """
 
     out: Path
@@ -62,6 +63,7 @@ class Plan:
         """Return the task of a name, as the episodes of this plan are judged.
 
         Args:
+            env: the task, as `qgf.tasks.find_task` takes it.
             parts: names of the recorded fields that are the observation, where data are known.
         """
         task = find_task(env, parts or self.fields.obs or ())
@@ -83,7 +85,13 @@ class Plan:
 
 
 def learners(plan: Plan, name: str, env: str) -> Learners:
-    """Return the learners a method acts with, each trained if it is not there yet."""
+    """Return the learners a method acts with, each trained if it is not there yet.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        name: a name of METHODS.
+        env: the task, as `qgf.tasks.find_task` takes it.
+    """
     method = find_method(name)
     return {
         role: load_learner(run_folder(plan, source(method, name, role), env), role)
@@ -117,7 +125,13 @@ class Training(NamedTuple):
 
 
 def training(plan: Plan, what: str, env: str) -> Training:
-    """Return one of the runs of a domain or task: "policy", "critic", or a method's own."""
+    """Return one of the runs of a domain or task: "policy", "critic", or a method's own.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        what: "policy", "critic", or the method that is trained.
+        env: the task, as `qgf.tasks.find_task` takes it.
+    """
     task = plan.task(env)
     folder = plan.out / "runs" / task.domain.removesuffix("-v0")
     if what == "policy":
@@ -132,7 +146,13 @@ def training(plan: Plan, what: str, env: str) -> Training:
 
 
 def run_folder(plan: Plan, what: str, env: str) -> Path:
-    """Train one of the runs of a domain or task, if need be, and return its folder."""
+    """Train one of the runs of a domain or task, if need be, and return its folder.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        what: "policy", "critic", or the method that is trained.
+        env: the task, as `qgf.tasks.find_task` takes it.
+    """
     path, domain, method, bases = training(plan, what, env)
     others = {name: run_folder(plan, base, env) for name, base in bases.items()}
     train_to_end(plan, domain, path, plan.config, method=method, **others)
@@ -145,6 +165,9 @@ def train_all(
     """Run `trainings` side by side.
 
     Args:
+        plan: what is compared, and where its runs and results lie.
+        names: names of METHODS.
+        envs: the tasks, as `qgf.tasks.find_task` takes them.
         executor: None trains them one after the other in this process, when they are needed.
     """
     if executor is not None:
@@ -157,6 +180,9 @@ def trainings(
     """Return the jobs that train what methods on tasks need and what is not there yet.
 
     Args:
+        plan: what is compared, and where its runs and results lie.
+        names: names of METHODS.
+        envs: the tasks, as `qgf.tasks.find_task` takes them.
         root: the folder in which their paths are their names: `plan.out`, or one around it.
     """
     jobs: dict[str, Job] = {}
@@ -183,6 +209,8 @@ def other_critics(plan: Plan, env: str, configs: Mapping[Path, Config]) -> list[
     """Return the jobs that train further critics of a task, on the policy of all.
 
     Args:
+        plan: what is compared, and where its runs and results lie.
+        env: the task, as `qgf.tasks.find_task` takes it.
         configs: settings of each, by the folder in `plan.out` in which it is made.
     """
     policy, jobs = training(plan, "policy", env).path, []
@@ -214,7 +242,12 @@ def _memory(plan: Plan, env: str) -> int:
 
 
 def trained(path: Path, config: Config) -> bool:
-    """Whether a run has all its gradient steps."""
+    """Whether a run has all its gradient steps.
+
+    Args:
+        path: folder of the run.
+        config: its settings, of which the number of steps is asked for.
+    """
     return max(list_checkpoints(path), default=0) >= config.steps
 
 
@@ -224,6 +257,14 @@ def train_to_end(
     """Train a run, or what is left of it; `options` are those of `qgf.run.trainer.train`.
 
     Of `config`, which is that of all runs, it gets the hyperparameters of its own learners.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        env: the task, as `qgf.tasks.find_task` takes it.
+        path: folder of the run.
+        config: the settings of all runs.
+        method: the name of METHODS that it is trained for.
+        options: further arguments of `qgf.train`.
     """
     if trained(path, config):
         return
@@ -238,6 +279,11 @@ def train_to_end(
 
 
 def spec(plan: Plan, env: str) -> Spec:
-    """Return the sizes of observations and actions, and of goals where the task is one."""
+    """Return the sizes of observations and actions, and of goals where the task is one.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        env: the task, as `qgf.tasks.find_task` takes it.
+    """
     what = "critic" if plan.task(env).goal_conditioned else "policy"
     return Spec(**load_record(run_folder(plan, what, env))["spec"])

@@ -200,7 +200,11 @@ def write_leaderboard(out: Path, result: dict) -> None:
 
 
 def sections(result: dict) -> list[Section]:
-    """Return the tables of a leaderboard: all tasks, each domain, and what was run."""
+    """Return the tables of a leaderboard: all tasks, each domain, and what was run.
+
+    Args:
+        result: what `compare` returns.
+    """
     tables, measure = [_overall(result)], MEASURES[result["measure"]]
     judged = measure is SUCCESS
     for domain, found in result["domains"].items():
@@ -303,7 +307,12 @@ def _plain(value: Any) -> str:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table."""
+    """Return a table.
+
+    Args:
+        head: the names of the columns.
+        rows: the cells of each row, as many as columns.
+    """
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

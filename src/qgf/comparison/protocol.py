@@ -43,13 +43,21 @@ from qgf.tasks import Task, find_task
 from qgf.tasks._workers import Workers
 
 BASE = ("policy", "critic")
-STATES = 512  # of the validation data, at which the critic is asked
+STATES = 512
+"""states of the validation data at which the critic is asked"""
 
-Setting = tuple[float, int]  # weight, and of how many samples the critic chooses
+Setting = tuple[float, int]
+"""A weight, and of how many samples the critic chooses one."""
 
 
 class Variant(NamedTuple):
-    """A way to act, what it acts with (read when it is needed), and settings to evaluate."""
+    """A way to act, what it acts with (read when it is needed), and settings to evaluate.
+
+    Attributes:
+        method: what acts.
+        learners: a function that reads those it acts with.
+        settings: the (weight, samples) to evaluate.
+    """
 
     method: Method
     learners: Callable[[], Learners]
@@ -60,6 +68,9 @@ def check_facts(plan: Plan) -> None:
     """Note the settings of all results in `plan.out`. UserError if it holds those of others.
 
     Settings under which nothing was made yet bind nobody.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
     """
     check_seeds(plan.seeds)
     path = plan.out / "compare.json"
@@ -78,7 +89,11 @@ def check_facts(plan: Plan) -> None:
 
 
 def check_task(task: Task) -> None:
-    """Raise a UserError if an environment has neither a task nor goals."""
+    """Raise a UserError if an environment has neither a task nor goals.
+
+    Args:
+        task: an environment, as `qgf.tasks.find_task` returns it.
+    """
     if not (task.rewarded or task.goal_conditioned):
         raise UserError(
             f"{task.name} names no task; use …-singletask-taskN-v0 or …-oraclerep-v0, "
@@ -87,7 +102,12 @@ def check_task(task: Task) -> None:
 
 
 def kinds_compared(methods: Sequence[str], envs: Sequence[str]) -> list[str]:
-    """Return the kinds of all learners that a comparison of methods on tasks needs."""
+    """Return the kinds of all learners that a comparison of methods on tasks needs.
+
+    Args:
+        methods: names of METHODS.
+        envs: the tasks, as `qgf.tasks.find_task` takes them.
+    """
     found: set[str] = set()
     tasks = [find_task(env) for env in envs]
     for name in (CLONED, *methods):
@@ -98,12 +118,26 @@ def kinds_compared(methods: Sequence[str], envs: Sequence[str]) -> list[str]:
 
 
 def variant(plan: Plan, name: str, env: str, settings: Sequence[Setting]) -> Variant:
-    """Return a method of METHODS with what it needs on a task, trained if it is not there."""
+    """Return a method of METHODS with what it needs on a task, trained if it is not there.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        name: a name of METHODS.
+        env: the task, as `qgf.tasks.find_task` takes it.
+        settings: the (weight, samples) to evaluate.
+    """
     return Variant(find_method(name), partial(learners, plan, name, env), settings)
 
 
 def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant]) -> None:
-    """Run the episodes of all variants, named as they are filed, that are not there yet."""
+    """Run the episodes of all variants, named as they are filed, that are not there yet.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        env: the task, as `qgf.tasks.find_task` takes it.
+        split: "tune" or "test".
+        variants: what acts, by the name under which its episodes are filed.
+    """
     with contextlib.ExitStack() as stack:
         pool = None
         for name, (method, load, settings) in variants.items():
@@ -131,7 +165,15 @@ def run_episodes(plan: Plan, env: str, split: str, variants: dict[str, Variant])
 def read_episodes(
     plan: Plan, name: str, env: str, split: str, setting: Setting
 ) -> Float[np.ndarray, "seed episode 4"]:
-    """Return the outcomes of `run_episodes`, as `qgf.evaluation._evaluate.table` gives them."""
+    """Return the outcomes of `run_episodes`, as `qgf.evaluation._evaluate.table` gives them.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        name: under which the episodes were filed.
+        env: the task, as `qgf.tasks.find_task` takes it.
+        split: "tune" or "test".
+        setting: (weight, samples).
+    """
     return np.array(read_value(_file(plan, name, env, split, setting)), float)
 
 
@@ -151,6 +193,12 @@ def opinions(
     At states of the validation data, with the noise that the cloned policy gets: by how much
     the mean IQL critic's Q exceeds that of cloned actions, and the root mean square distance
     from them, an action dimension; means over training seeds.
+
+    Args:
+        plan: what is compared, and where its runs and results lie.
+        name: a name of METHODS.
+        env: the task, as `qgf.tasks.find_task` takes it.
+        settings: the (weight, samples) to ask about.
     """
     folder = plan.out / "opinions" / env / name
     missing = [s for s in settings if not (folder / f"{_label(s)}.json").exists()]

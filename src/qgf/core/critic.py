@@ -19,7 +19,11 @@ class Critic(Protocol):
 
 
 class Ensemble(eqx.Module):
-    """Independent Q networks."""
+    """Independent Q networks.
+
+    Attributes:
+        members: the networks.
+    """
 
     members: list[MLP]
 
@@ -38,7 +42,11 @@ class Ensemble(eqx.Module):
 
 
 class Value(eqx.Module):
-    """A state value V(s)."""
+    """A state value V(s).
+
+    Attributes:
+        mlp: the network.
+    """
 
     mlp: MLP
 

@@ -20,6 +20,7 @@ from qgf.core.networks import MLP, time_embedding
 from qgf.errors import FAILED, NOT_FINITE, UserError, check_actions, checked_count
 
 Sampled = tuple[Float[Array, "batch *action"], Int[Array, " batch"]]
+"""Actions, and for each row how many of its steps went unguided, or FAILED if it has none."""
 
 
 @runtime_checkable
@@ -32,7 +33,11 @@ class Velocity(Protocol):
 
 
 class FlowPolicy(eqx.Module):
-    """A velocity field v(obs, action, t) given by an MLP on [obs, action, embedding of t]."""
+    """A velocity field v(obs, action, t) given by an MLP on [obs, action, embedding of t].
+
+    Attributes:
+        mlp: the network.
+    """
 
     mlp: MLP
 
@@ -50,7 +55,12 @@ class FlowPolicy(eqx.Module):
         return self.mlp(obs, jnp.concatenate([action, time_embedding(t)], axis=-1))
 
     def bind(self, obs: Float[Array, "batch obs"], repeats: int = 1) -> Velocity:
-        """Return the velocity at these observations, `repeats` times over."""
+        """Return the velocity at these observations, `repeats` times over.
+
+        Args:
+            obs: normalized observations.
+            repeats: rows come as (repeats, batch), flattened.
+        """
         return partial(self, repeat_rows(obs, repeats))
 
 
@@ -59,6 +69,9 @@ def reversed_time(velocity: Velocity) -> Velocity:
 
     Where t = 1 is noise and t = 0 the action (as in LeRobot and openpi), a_t = t a_noise +
     (1 − t) a_action and networks give a_noise − a_action.
+
+    Args:
+        velocity: v(action, t), whose t runs from the action to noise.
     """
     return lambda action, t: -velocity(action, 1 - t)
 
@@ -98,8 +111,11 @@ def flow_matching_loss(
     """Return the mean of ‖v(a_t, t) − (a_1 − a_0)‖² over batch and action dimensions.
 
     Args:
+        velocity: any function v(action, t) -> velocity, t = 0 being noise.
         action: the clean actions a_1, in [-1, 1].
-        times, steps: as in `draw_path`.
+        key: a JAX key.
+        times: as in `draw_path`.
+        steps: as in `draw_path`.
     """
     noisy, t, target = draw_path(action, key, times=times, steps=steps)
     return jnp.mean(jnp.square(velocity(noisy, t) - target))
@@ -111,7 +127,9 @@ def euler(
     """Carry noise to actions in `steps` Euler steps and clip them to [-1, 1].
 
     Args:
-        velocity, noise, steps: as in `qgf.core.guidance.guided_sample`.
+        velocity: as in `qgf.core.guided_sample`.
+        noise: as in `qgf.core.guided_sample`.
+        steps: Euler steps T.
 
     Returns:
         Actions in [-1, 1]; inside jit 0 for a row whose velocity was not finite.
@@ -127,7 +145,13 @@ def euler(
 def euler_counting(
     velocity: Velocity, noise: Float[Array, "batch *action"], *, steps: int = 10
 ) -> Sampled:
-    """Return the actions of `euler`, and for each row 0, or FAILED where it has none."""
+    """Return the actions of `euler`, and for each row 0, or FAILED where it has none.
+
+    Args:
+        velocity: as in `euler`.
+        noise: as in `euler`.
+        steps: as in `euler`.
+    """
     noise = checked_noise(noise)
     steps = checked_count(steps, "steps")
     velocity = checked_velocity(velocity)
@@ -142,14 +166,24 @@ def euler_counting(
 def bounded(
     action: Float[Array, "batch *action"], counts: Int[Array, " batch"] | int = 0
 ) -> Sampled:
-    """Return actions clipped to [-1, 1] and `counts`; 0 and FAILED for rows not finite."""
+    """Return actions clipped to [-1, 1] and `counts`; 0 and FAILED for rows not finite.
+
+    Args:
+        action: the sampled actions.
+        counts: for each row, how many of its steps went unguided.
+    """
     finite = jnp.isfinite(action).all(tuple(range(1, action.ndim)))
     inside = jnp.where(per_row(finite, action), jnp.clip(action, -1, 1), 0)
     return inside, jnp.where(finite, counts, FAILED).astype(jnp.int32)
 
 
 def refuse_failed(counts: Int[Array | np.ndarray, "*batch"], why: str = NOT_FINITE) -> None:
-    """Raise a UserError that names the rows which FAILED, if counts are known (not in jit)."""
+    """Raise a UserError that names the rows which FAILED, if counts are known (not in jit).
+
+    Args:
+        counts: what a sampler returned beside the actions.
+        why: the rest of the message, behind the rows.
+    """
     if not isinstance(counts, jax.core.Tracer):
         check_actions(np.asarray(counts), why)
 

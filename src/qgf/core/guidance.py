@@ -51,8 +51,10 @@ from qgf.core.realtime import Continued, continued
 from qgf.errors import UserError
 
 Action = Float[Array, "batch *action"]
+"""Actions, one row per observation; those that sampling starts from are noise."""
 Time = Float[Array, " batch"]
 Estimator = Callable[[Velocity, Critic, Action, Time, int], tuple[Action, Action]]
+"""(velocity, critic, action, t, steps) -> (velocity, gradient), both for every row."""
 
 
 def q_gradient(critic: Critic, action: Action) -> Action:
@@ -73,7 +75,18 @@ def one_step_clean(action: Action, v: Action, t: Time) -> Action:
 def qgf(
     velocity: Velocity, critic: Critic, action: Action, t: Time, steps: int
 ) -> tuple[Action, Action]:
-    """QGF (Algorithm 1): ∇Q at the one-step clean action, its Jacobian taken as I."""
+    """QGF (Algorithm 1): ∇Q at the one-step clean action, its Jacobian taken as I.
+
+    Args:
+        velocity: any function v(action, t) -> velocity, t = 0 being noise.
+        critic: any function q(action) -> values of shape (batch,).
+        action: noisy actions a_t.
+        t: flow time of each row, in [0, 1).
+        steps: Euler steps T of the sampler; not used.
+
+    Returns:
+        v and ∇Q of every row.
+    """
     v = velocity(action, t)
     return v, q_gradient(critic, one_step_clean(action, v, t))
 
@@ -234,6 +247,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "qgf-jacobian-ortho": qgf_jacobian_ortho,
     "qgf-jacobian-smooth": qgf_jacobian_smooth,
 }
+"""the gradient estimators by name"""
 
 
 def guided_sample(
@@ -299,6 +313,14 @@ def guided_sample_counting(
     included. If all weights are 0, no gradient is taken and none counted. A row whose velocity
     was not finite, at the noise or where the pushes led it, has the action 0 and the count
     `FAILED` of qgf.core, in jit and outside; `refuse_failed` there makes that a UserError.
+
+    Args:
+        velocity: as in `guided_sample`.
+        critic: as in `guided_sample`.
+        noise: as in `guided_sample`.
+        weight: as in `guided_sample`.
+        steps: as in `guided_sample`.
+        estimator: as in `guided_sample`.
     """
     noise = checked_noise(noise)
     steps = checked_count(steps, "steps")

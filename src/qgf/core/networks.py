@@ -14,6 +14,12 @@ class MLP(eqx.Module):
     """Linear layers with LayerNorm and GELU between them, on batches.
 
     Kernels are drawn from variance_scaling(1, fan_avg, uniform); biases start at 0.
+
+    Attributes:
+        kernels: weights of each layer, (inputs, outputs).
+        biases: of each layer, (outputs,).
+        scales: of each layer norm.
+        shifts: of each layer norm.
     """
 
     kernels: list[Float[Array, "in out"]]

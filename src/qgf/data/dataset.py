@@ -40,6 +40,12 @@ class Batch(NamedTuple):
     reward is R = Σ_{i<h} γ^i r_{t+i}, counted up to the step that solves the task; mask is
     0 where the task was solved inside the chunk, else 1; return_to_go is that of
     `returns_to_go` at s.
+
+    Attributes:
+        obs: s, normalized.
+        action: a_t … a_{t+h-1}, flattened, in [-1, 1].
+        next_obs: s', the observation after the chunk.
+        ahead: what follows over more steps, where a learner looks further than a chunk.
     """
 
     obs: Float[Array, "batch obs"]
@@ -70,6 +76,17 @@ class Chunks(eqx.Module):
 
     `held` is None where arrays hold nothing else and a critic can learn from all chunks. It is
     no part of the compiled program: data of different sizes, lengthened alike, share one.
+
+    Attributes:
+        obs: the observation of every row.
+        action: the action of every row.
+        start: the row at which each chunk begins.
+        reward: R of each chunk.
+        mask: 0 where the task was solved inside the chunk, else 1.
+        length: h, rows of a chunk.
+        return_to_go: of each chunk; None where nobody asks.
+        ahead: what follows each chunk, with rows in the place of observations.
+        horizon: steps that `ahead` looks ahead.
     """
 
     obs: Float[Array | np.ndarray, "row obs"]
@@ -90,7 +107,11 @@ class Chunks(eqx.Module):
         return self.held or Held(len(self.obs), chunks, chunks)
 
     def take(self, index: Int[Array | np.ndarray, " batch"]) -> Batch:
-        """Return the chunks at `index` (positions in `start`)."""
+        """Return the chunks at `index` (positions in `start`).
+
+        Args:
+            index: positions in `start`.
+        """
         row = self.start[index]
         action = self.action[row[:, None] + jnp.arange(self.length)]
         return Batch(
@@ -116,11 +137,21 @@ class Chunks(eqx.Module):
         )
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> Batch:
-        """Return `batch_size` chunks that a critic can learn from, uniformly with replacement."""
+        """Return `batch_size` chunks that a critic can learn from, uniformly with replacement.
+
+        Args:
+            key: a JAX key.
+            batch_size: how many chunks.
+        """
         return self.take(jax.random.randint(key, (batch_size,), 0, self.counts.critic))
 
     def sample_all(self, key: PRNGKeyArray, batch_size: int) -> Batch:
-        """Return `batch_size` of all chunks, uniformly with replacement."""
+        """Return `batch_size` of all chunks, uniformly with replacement.
+
+        Args:
+            key: a JAX key.
+            batch_size: how many chunks.
+        """
         return self.take(jax.random.randint(key, (batch_size,), 0, self.counts.chunks))
 
 
@@ -159,6 +190,12 @@ def returns_to_go(
     end is too low by at most γ^n of what solving it is worth. To pay nothing after the end would
     make all states near it look good; to drop the rows whose return is cut off would keep the
     solved ones. At γ = 1 nothing is paid after the end.
+
+    Args:
+        rewards: r_t of the rows of whole trajectories, one after the other.
+        masks: 0 where the row's action solves the task, else 1.
+        terminals: whether the row is the last of its trajectory.
+        discount: γ per row.
     """
     ends = np.flatnonzero(terminals)
     firsts = np.concatenate([[0], ends[:-1] + 1])
@@ -172,12 +209,21 @@ def returns_to_go(
 
 
 class Dataset:
-    """Recorded episodes of a source, seen as chunks with returns."""
+    """Recorded episodes of a source, seen as chunks with returns.
+
+    Attributes:
+        chunk: h, environment steps of a chunk.
+        discount: γ per environment step.
+        horizon: environment steps of `Batch.ahead`, which is None without it.
+    """
 
     def __init__(self, source: Source, *, chunk: int, discount: float, horizon: int | None = None):
         """Take chunks of so many steps, whose rewards are discounted per step.
 
         Args:
+            source: recorded episodes of a task.
+            chunk: h, environment steps of a chunk.
+            discount: γ per environment step.
             horizon: steps of `Batch.ahead`, which is None without it.
 
         Raises:
@@ -194,7 +240,11 @@ class Dataset:
         self.horizon = horizon
 
     def spec(self, chunks: Chunks) -> Spec:
-        """Return the sizes of chunks of this data."""
+        """Return the sizes of chunks of this data.
+
+        Args:
+            chunks: any chunks of this data.
+        """
         return Spec(chunks.obs.shape[1], chunks.action.shape[1], self.chunk)
 
     def chunks(self, shards: list[Shard], rows: int | None = None) -> eqx.Module:
@@ -204,6 +254,9 @@ class Dataset:
             shards: what is read.
             rows: to which every array is lengthened, at least the rows of the shards; by default
                 none is.
+
+        Returns:
+            The chunks, of `Chunks` or `GoalChunks`.
 
         Raises:
             UserError: a shard is damaged or unfit (see `read_arrays`), lacks what rewards come
@@ -247,7 +300,14 @@ class Dataset:
         return Ahead(reward, discount, joined_rows(parts, "ahead_row")[order])
 
     def groups(self, gigabytes: float) -> list[list[Shard]]:
-        """Split the training shards into runs of neighbours of at most `gigabytes` each."""
+        """Split the training shards into runs of neighbours of at most `gigabytes` each.
+
+        Args:
+            gigabytes: that are held at once.
+
+        Returns:
+            The shards of each group, in order.
+        """
         shards = self.source.split("train")
         row_bytes = 4 * (sum(self.source.widths) + 4)
         groups: list[list[Shard]] = [[]]

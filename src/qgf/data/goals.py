@@ -59,6 +59,11 @@ class GoalBatch(NamedTuple):
     FAR where the goal is a random state. long_action and long_next_obs are the critic's longer
     chunk a_t … a_{t+h_c-1} and s_{t+h_c}; whole is 1 where that lies inside the trajectory. Where
     it is 0, rows past the end are the last one again and must not count.
+
+    Attributes:
+        obs: s, normalized.
+        action: the chunk's actions, flattened, in [-1, 1].
+        next_obs: the observation after the chunk.
     """
 
     obs: Float[Array, "batch obs"]
@@ -80,6 +85,11 @@ class GoalChunks(eqx.Module):
 
     `goal` holds what a goal shows of each row's state; `end` the row of the last observation
     of each chunk's trajectory.
+
+    Attributes:
+        chunks: the chunks without goals.
+        long: rows of a critic's long chunk.
+        sampling: how future goals are drawn: uniformly, or the nearer the likelier.
     """
 
     chunks: Chunks
@@ -92,7 +102,12 @@ class GoalChunks(eqx.Module):
     sampling: Literal["uniform", "geometric"] = eqx.field(static=True)
 
     def take(self, index: Int[Array | np.ndarray, " batch"], key: PRNGKeyArray) -> GoalBatch:
-        """Return the chunks at `index` (positions in `chunks.start`), with goals drawn by `key`."""
+        """Return the chunks at `index` (positions in `chunks.start`), with goals drawn by `key`.
+
+        Args:
+            index: positions in `chunks.start`.
+            key: a JAX key, which draws the goals.
+        """
         batch = self.chunks.take(index)
         row, end = self.chunks.start[index], self.end[index]
         long_row = jnp.minimum(row[:, None] + jnp.arange(self.long + 1), end[:, None])
@@ -110,13 +125,23 @@ class GoalChunks(eqx.Module):
         )
 
     def sample(self, key: PRNGKeyArray, batch_size: int) -> GoalBatch:
-        """Return `batch_size` chunks drawn uniformly, the same that Chunks.sample draws."""
+        """Return `batch_size` chunks drawn uniformly, the same that Chunks.sample draws.
+
+        Args:
+            key: a JAX key.
+            batch_size: how many chunks.
+        """
         index = jax.random.randint(key, (batch_size,), 0, self.chunks.counts.critic)
         # Another number than 0 and 1: those keys randint itself has derived.
         return self.take(index, jax.random.fold_in(key, 2))
 
     def sample_all(self, key: PRNGKeyArray, batch_size: int) -> Batch:
-        """Return the chunks that Chunks.sample_all draws, without goals."""
+        """Return the chunks that Chunks.sample_all draws, without goals.
+
+        Args:
+            key: a JAX key.
+            batch_size: how many chunks.
+        """
         return self.chunks.sample_all(key, batch_size)
 
     def _draw(self, row: Array, end: Array, key: PRNGKeyArray) -> tuple[Array, Array]:

@@ -85,6 +85,13 @@ class Inspection:
 def inspect(recording: Recording, fields: Fields = DEFAULTS) -> Inspection:
     """Look at all of a recording, and at what is used of it.
 
+    Args:
+        recording: what `open_recording` or `from_arrays` returned.
+        fields: which of its fields would be used.
+
+    Returns:
+        What it holds, and what a critic would lack.
+
     Raises:
         UserError: as `Recording.trajectories`.
     """
@@ -132,7 +139,11 @@ def inspect(recording: Recording, fields: Fields = DEFAULTS) -> Inspection:
 
 
 def missing_for_critic(trajectories: Trajectories) -> tuple[str, ...]:
-    """Return what keeps a critic from learning from these episodes, one line each."""
+    """Return what keeps a critic from learning from these episodes, one line each.
+
+    Args:
+        trajectories: recorded episodes, as a reader gives them.
+    """
     reward = trajectories.reward
     if reward is None:
         return ("there are no rewards",)
@@ -153,7 +164,11 @@ def missing_for_critic(trajectories: Trajectories) -> tuple[str, ...]:
 
 
 def format_inspection(found: Inspection) -> str:
-    """Return an inspection as text."""
+    """Return an inspection as text.
+
+    Args:
+        found: what `inspect` returned.
+    """
     lines = [
         f"{found.source}: {found.format}, {_count(len(found.files), 'file')}",
         f"{_count(found.episodes, 'episode')} ({found.validation} for validation), "

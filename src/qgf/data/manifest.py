@@ -34,7 +34,14 @@ _FORM = {
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One npz file: its name in the folder, content and SHA-256."""
+    """One npz file: its name in the folder, content and SHA-256.
+
+    Attributes:
+        split: "train" or "val".
+        episodes: how many it holds.
+        rows: how many it holds, of all episodes.
+        sha256: of the file.
+    """
 
     file: str
     split: Split
@@ -64,11 +71,19 @@ class Manifest:
     shards: tuple[Shard, ...]
 
     def split(self, split: Split) -> list[Shard]:
-        """Return the shards of one split, in order."""
+        """Return the shards of one split, in order.
+
+        Args:
+            split: "train" or "val".
+        """
         return [shard for shard in self.shards if shard.split == split]
 
     def episodes(self, split: Split) -> int:
-        """Return the number of episodes in one split."""
+        """Return the number of episodes in one split.
+
+        Args:
+            split: "train" or "val".
+        """
         return sum(shard.episodes for shard in self.split(split))
 
     @property
@@ -81,6 +96,9 @@ class Manifest:
 
     def intact(self, shard: Shard) -> bool:
         """Whether the shard's file exists and has the content it was written with.
+
+        Args:
+            shard: one of the shards of this manifest.
 
         Raises:
             UserError: it cannot be read.
@@ -110,6 +128,9 @@ def load_manifest(folder: str | Path) -> Manifest:
 
     A folder of files from OGBench's servers, which has no manifest, gets one, after every
     array that is used was read and checked.
+
+    Args:
+        folder: of the dataset.
 
     Raises:
         UserError: the folder is missing, holds no or half a dataset, or a file is missing,
@@ -158,6 +179,12 @@ def _complain(manifest: Manifest, shard: Shard) -> None:
 
 def read_manifest(folder: str | Path) -> Manifest:
     """Read manifest.json and believe it; without one, see what downloaded files there are.
+
+    Args:
+        folder: of the dataset.
+
+    Returns:
+        The manifest.
 
     Raises:
         UserError: the manifest cannot be understood, or the files are unfit.

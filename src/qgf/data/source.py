@@ -31,13 +31,25 @@ class Source(Protocol):
     widths: tuple[int, int]
 
     def split(self, split: Split) -> list[Shard]:
-        """Return the shards of one split, in order."""
+        """Return the shards of one split, in order.
+
+        Args:
+            split: "train" or "val".
+        """
         ...
 
     def read(self, shard: Shard) -> Trajectories:
-        """Return a shard's episodes, labelled. UserError if it is damaged or unfit."""
+        """Return a shard's episodes, labelled. UserError if it is damaged or unfit.
+
+        Args:
+            shard: one of the shards that `split` returns.
+        """
         ...
 
     def intact(self, shard: Shard) -> bool:
-        """Whether the shard's file exists and has the content it was recorded with."""
+        """Whether the shard's file exists and has the content it was recorded with.
+
+        Args:
+            shard: one of the shards that `split` returns.
+        """
         ...

@@ -72,7 +72,11 @@ class Trajectories:
         return np.diff(np.concatenate([[-1], self.ends])) - 1
 
     def take(self, episodes: Int[np.ndarray, " chosen"]) -> "Trajectories":
-        """Return some of the episodes, by number."""
+        """Return some of the episodes, by number.
+
+        Args:
+            episodes: their numbers, from 0.
+        """
         number = np.concatenate([[0], np.cumsum(self.last)[:-1]])
         rows = np.isin(number, episodes)
         kept = {name: array[rows] for name, array in self.arrays().items() if "/" not in name}

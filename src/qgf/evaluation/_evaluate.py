@@ -63,6 +63,7 @@ def evaluate(
     """Evaluate methods on a run and return the result, which `write_evaluation` keeps.
 
     Args:
+        run: folder of the run.
         weights: for every method that has one; by default `qgf.act.calibration.auto_weight` for
             guided flows, and each other method's own. 0, the policy as it was cloned, is
             always among them.
@@ -179,7 +180,11 @@ def _cloned(method: Method) -> bool:
 
 
 def chosen_arms(result: Evaluation) -> list[Arm]:
-    """Return how an evaluation's methods act with the settings chosen for them, each once."""
+    """Return how an evaluation's methods act with the settings chosen for them, each once.
+
+    Args:
+        result: what `evaluate` returned.
+    """
     methods, steps = result.methods.items(), result.denoise_steps
     arms = (_arm(name, found.weight, found.samples, steps) for name, found in methods)
     return list(dict.fromkeys(arms))
@@ -213,7 +218,11 @@ def _number(value: bool | float | int | None) -> float:
 
 
 def figures(data: Float[np.ndarray, "seed episode 4"]) -> Figures:
-    """Return the summary of a `table`; without success where nobody says it."""
+    """Return the summary of a `table`; without success where nobody says it.
+
+    Args:
+        data: of each episode: success (NaN if nobody says it), return, length, unguided steps.
+    """
     wins, returns = data[..., 0], data[..., 1]
     judged = {}
     if _measure(data) is SUCCESS:
@@ -271,7 +280,11 @@ def _summary(
 
 
 def format_result(result: Evaluation) -> str:
-    """Return a small table of an evaluation: every setting, and what was chosen."""
+    """Return a small table of an evaluation: every setting, and what was chosen.
+
+    Args:
+        result: what `evaluate` returned.
+    """
     measure = result.measure
     lines = [f"{'':>34} {'tune':>8} {'test':>8} {'95% interval':>17} {'return':>9} {'length':>7}"]
     lines.insert(0, f"{'':>34} {measure.label}")

@@ -12,6 +12,11 @@ def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[floa
     """Return the Wilson score interval of a binomial proportion (95% by default).
 
     Source: E. B. Wilson, JASA 22 (1927) 209-212.
+
+    Args:
+        successes: how many episodes succeeded.
+        episodes: how many there were, at least one.
+        z: quantile of the normal distribution: that of 95% by default.
     """
     p = successes / episodes
     centre = p + z * z / (2 * episodes)
@@ -30,6 +35,11 @@ def paired_difference(
 
     Pairs (the same training seed and episode) are drawn together; with several training
     seeds, the seeds are drawn too.
+
+    Args:
+        ours: the score of each episode.
+        theirs: those of the same episodes, of what it is compared with.
+        resamples: how often it is drawn.
     """
     return bootstrap_mean(ours.astype(float) - theirs, resamples)
 
@@ -46,7 +56,11 @@ def bootstrap_mean(
 
 
 def percentile_interval(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:
-    """Return the 95% percentile interval of a bootstrapped figure."""
+    """Return the 95% percentile interval of a bootstrapped figure.
+
+    Args:
+        drawn: the figure at each resample.
+    """
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 
@@ -62,6 +76,14 @@ def resample(
     and their comparison should know. Drawing every task on its own is the stratified bootstrap
     of arXiv 2108.13264, which, however, redraws training seeds only; with the few seeds usual
     here that would miss most of the noise of the episodes.
+
+    Args:
+        outcomes: the score of each episode.
+        resamples: how often it is drawn.
+        random: NumPy's generator that draws.
+
+    Returns:
+        The mean score of every drawn training seed.
     """
     _, seeds, episodes = outcomes.shape
     rows = random.integers(seeds, size=(resamples, seeds, 1))
@@ -78,6 +100,9 @@ def interquartile_mean(
     (scipy.stats.trim_mean cuts whole scores only. The two agree on multiples of four scores.)
 
     Source: R. Agarwal et al., arXiv 2108.13264, section 4.3.
+
+    Args:
+        scores: all scores of each resample.
     """
     count = scores.shape[-1]
     weights = np.diff(np.clip(np.arange(count + 1), count / 4, 3 * count / 4))
@@ -90,6 +115,10 @@ def improvement_probability(
     """Return P(ours > theirs) + ½ P(ours = theirs) over all pairs of training seeds of a task.
 
     Source: R. Agarwal et al., arXiv 2108.13264, section 4.3 (the Mann-Whitney U statistic).
+
+    Args:
+        ours: scores of each training seed, once per resample.
+        theirs: the same of what it is compared with.
     """
     difference = ours[:, :, None] - theirs[:, None, :]
     return (0.5 + 0.5 * np.sign(difference)).mean((1, 2))

@@ -29,7 +29,9 @@ from qgf.learners.task_dqc import TaskDQC
 
 # A run's learners have roles; a role's learner is of the kind of the same name, but for these.
 DEFAULT_KINDS = {"policy": "bc", "critic": "iql"}
+"""kind of the learner of a role, where it is not of the role's name"""
 DEFAULT_GOAL_CRITIC = "dqc"
+"""kind of the critic of goals"""
 LEARNERS: dict[str, type[Learner]] = {
     "bc": BC,
     "iql": IQL,
@@ -49,16 +51,23 @@ LEARNERS: dict[str, type[Learner]] = {
     "task-dqc": TaskDQC,
     "emaq": EMaQ,
 }
+"""all kinds of learners by name"""
 # What --critic names: critics that learn from the data alone.
 CRITICS = {
     name: kind
     for name, kind in LEARNERS.items()
     if issubclass(kind, EnsembleCritic) and not kind.needs
 }
+"""critics that learn from the data alone, by the name that --critic takes"""
 
 
 def only(config: Config, kinds: Iterable[str]) -> Config:
-    """Return the settings with the hyperparameters of learners of these kinds alone."""
+    """Return the settings with the hyperparameters of learners of these kinds alone.
+
+    Args:
+        config: settings with any hyperparameters.
+        kinds: names of LEARNERS.
+    """
     return dataclasses.replace(
         config, hyper=tuple({config.of(LEARNERS[kind].Hyper) for kind in kinds})
     )

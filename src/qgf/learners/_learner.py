@@ -45,6 +45,7 @@ class Learner(eqx.Module):
         goal_conditioned: it learns from goals, and is bound to one as well.
         imitates: it learns from actions alone, so that it needs no observation after them.
         fixed_steps: it acts in the T denoising steps it was trained for, and in no others.
+        config: settings of the training.
     """
 
     config: eqx.AbstractVar[Config]
@@ -63,7 +64,13 @@ class Learner(eqx.Module):
     @classmethod
     @abc.abstractmethod
     def create(cls, spec: Spec, config: Config, key: PRNGKeyArray) -> "Learner":
-        """Return a learner at the start of its training."""
+        """Return a learner at the start of its training.
+
+        Args:
+            spec: sizes of observations, actions, chunks and goals.
+            config: settings of the training, with the learner's hyperparameters.
+            key: a JAX key, which draws the weights.
+        """
 
     @abc.abstractmethod
     def loss(
@@ -72,6 +79,8 @@ class Learner(eqx.Module):
         """Return the loss and metrics.
 
         Args:
+            batch: chunked transitions, with goals if it learns from goals.
+            key: a JAX key for what the loss draws.
             others: all learners of the run by role, as they are before this step.
         """
 
@@ -91,13 +100,22 @@ class Learner(eqx.Module):
         return self.at(repeat_rows(self.encode(obs, goal), repeats))
 
     def encode(self, obs: PyTree, goal: Float[Array, "batch goal"] | None) -> PyTree:
-        """Return what `at` takes: all that is computed of an observation alone."""
+        """Return what `at` takes: all that is computed of an observation alone.
+
+        Args:
+            obs: any tree of arrays that lead with the batch axis.
+            goal: one per row, which only critics of goals look at.
+        """
         del goal
         return obs
 
     @abc.abstractmethod
     def at(self, encoded: PyTree) -> Any:
-        """Return what acts, a function, at encoded observations."""
+        """Return what acts, a function, at encoded observations.
+
+        Args:
+            encoded: what `encode` returned, repeated or not.
+        """
 
 
 class EnsembleCritic(Learner):

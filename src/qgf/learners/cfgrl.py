@@ -65,7 +65,14 @@ class CFGRL(Learner):
         t: Float[Array, " batch"],
         o: float,
     ) -> Float[Array, "batch action"]:
-        """Return v(s, a_t, t | o) for o = NONE or POSITIVE."""
+        """Return v(s, a_t, t | o) for o = NONE or POSITIVE.
+
+        Args:
+            obs: observations.
+            action: noisy actions a_t.
+            t: flow time of each row.
+            o: NONE or POSITIVE.
+        """
         condition = jnp.full((len(obs), 1), o, obs.dtype)
         return self.policy(jnp.concatenate([obs, condition], axis=-1), action, t)
 

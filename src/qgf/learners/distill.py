@@ -66,7 +66,13 @@ class Distilled(Learner):
         action: Float[Array, "batch action"],
         t: Float[Array, " batch"],
     ) -> Float[Array, "batch action"]:
-        """Return D(s, a, t), not clipped."""
+        """Return D(s, a, t), not clipped.
+
+        Args:
+            obs: observations.
+            action: noisy actions a_t.
+            t: flow time of each row.
+        """
         return action + (1 - t[:, None]) * self.mean_velocity(obs, action, t)
 
     def at(self, encoded: Float[Array, "batch obs"]) -> Clean:

@@ -69,5 +69,9 @@ class IQL(EnsembleCritic):
     def following(
         self, batch: Batch
     ) -> tuple[Float[Array, " batch"], Float[Array, " batch"], Float[Array, "batch obs"]]:
-        """Return R, γ^h or 0 where nothing follows, and the observation whose value does."""
+        """Return R, γ^h or 0 where nothing follows, and the observation whose value does.
+
+        Args:
+            batch: chunked transitions.
+        """
         return batch.reward, self.config.discount**self.config.chunk * batch.mask, batch.next_obs

@@ -59,7 +59,13 @@ class RobustQ(Learner):
         action: Float[Array, "batch action"],
         t: Float[Array, " batch"],
     ) -> Float[Array, " batch"]:
-        """Return Q_r(s, a_t, t)."""
+        """Return Q_r(s, a_t, t).
+
+        Args:
+            obs: observations.
+            action: noisy actions a_t.
+            t: flow time of each row.
+        """
         return self.q(obs, action, time_embedding(t))[:, 0]
 
     def at(self, encoded: Float[Array, "batch obs"]) -> Value:

@@ -104,19 +104,36 @@ class TaskDQC(EnsembleCritic):
         return sum(losses.values()), metrics
 
     def ahead(self, batch: Batch) -> Ahead:
-        """Return the critic's long chunk, its rewards and what follows."""
+        """Return the critic's long chunk, its rewards and what follows.
+
+        Args:
+            batch: chunked transitions.
+        """
         return batch.ahead
 
     def value(self, output: Outputs) -> Outputs:
-        """Return the values that networks mean by their outputs."""
+        """Return the values that networks mean by their outputs.
+
+        Args:
+            output: what networks gave.
+        """
         return output
 
     def error(self, output: Outputs, target: Float[Array, " batch"]) -> Outputs:
-        """Return the error of outputs, least where their values are the target's mean."""
+        """Return the error of outputs, least where their values are the target's mean.
+
+        Args:
+            output: what networks gave.
+            target: the value that each row should have.
+        """
         return jnp.square(output - target)
 
     def pool(self, outputs: Float[Array, "member batch"]) -> Float[Array, " batch"]:
-        """Return the output that means the aggregated value."""
+        """Return the output that means the aggregated value.
+
+        Args:
+            outputs: what the members of an ensemble gave.
+        """
         return aggregate(outputs, self.hyper.aggregation, self.hyper.kappa)
 
     def _expectile_error(

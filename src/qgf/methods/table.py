@@ -19,13 +19,20 @@ from qgf.learners.distill import qgf_distill, qgf_jacobian_distill
 from qgf.learners.robust_q import robust_q
 
 Learners = dict[str, Any]
-Bound = dict[str, Any]  # what learners act with at given observations, by role: `Learner.bind`
+"""Learners by role."""
+Bound = dict[str, Any]
+"""What learners act with at given observations, by role: `Learner.bind`."""
 Act = Callable[[Bound, Float[Array, "batch draws*action"], Float[Array, " batch"], int], Sampled]
 Kind = Literal["test-time", "extra network", "train-time"]
 
-CLONED, GUIDED = "bc", "qgf"  # what all is compared with, and what is acted with by default
+CLONED = "bc"
+"""the method that all are compared with: the policy as it was cloned"""
+GUIDED = "qgf"
+"""the method that acts by default"""
 BEST_OF = "bfn"
+"""the method that chooses among samples of the policy"""
 GUIDANCE = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""guidance weights that are searched by default"""
 TILTS = (0.3, 1.0, 3.0, 10.0, 30.0)
 PAPER_GUIDANCE = "w of 0.004, 0.008, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12"
 QGF_PAPER = "arXiv 2606.11087"
@@ -48,6 +55,9 @@ class Method:
             `qgf.act.calibration.auto_weight` fits it.
         critic: kind of the critic trained beside it.
         stochastic: it draws noise at every denoising step, not only at the first.
+        idea: the method in a few words.
+        reference: where it is from.
+        paper: the values that the paper of QGF searched.
     """
 
     kind: Kind
@@ -74,14 +84,24 @@ def canonical(name: str) -> str:
 
 
 def find_method(name: str) -> Method:
-    """Return the method of that name or alias."""
+    """Return the method of that name or alias.
+
+    Args:
+        name: a name of METHODS, or an alias of one.
+    """
     return METHODS[canonical(name)]
 
 
 def settings(
     name: str, weights: Sequence[float] | None = None, samples: Sequence[int] | None = None
 ) -> list[tuple[float, int]]:
-    """Return the (weight, samples) to search for a method: those given, where it has any."""
+    """Return the (weight, samples) to search for a method: those given, where it has any.
+
+    Args:
+        name: a name of METHODS, or an alias of one.
+        weights: what to tune it by; by default the method's own.
+        samples: numbers of samples N; by default the method's own.
+    """
     method = find_method(name)
     own = method.weights if weights is None or not method.weights else weights
     counts = method.samples if not samples or method.samples == (1,) else sorted({*samples})
@@ -92,6 +112,7 @@ def kinds_of(method: Method, critic: str | None = None) -> dict[str, str]:
     """Return the kind (name in LEARNERS) of every learner to train for a method, by role.
 
     Args:
+        method: what is to be trained for.
         critic: kind of the critic, by default the method's own.
     """
     kinds = DEFAULT_KINDS | {"critic": critic or method.critic}
@@ -117,12 +138,24 @@ def bind(
     goal: Float[Array, "batch goal"] | None = None,
     repeats: int = 1,
 ) -> Bound:
-    """Return what learners act with at these observations and goals; see `Learner.bind`."""
+    """Return what learners act with at these observations and goals; see `Learner.bind`.
+
+    Args:
+        learners: by role, of one training seed.
+        obs: any tree of arrays that lead with the batch axis.
+        goal: one per row, for a critic of goals.
+        repeats: rows come as (repeats, batch), flattened.
+    """
     return {role: learner.bind(obs, goal, repeats) for role, learner in learners.items()}
 
 
 def denoising_steps(method: Method, learners: Learners, steps: int | None = None) -> int:
     """Return T: `steps`, or by default that of the settings its networks were trained with.
+
+    Args:
+        method: what acts.
+        learners: those it acts with, by role.
+        steps: T; None for that of training.
 
     Raises:
         UserError: `steps` is no number of steps, or not that which a network is tied to.
@@ -360,6 +393,7 @@ METHODS: dict[str, Method] = {
         stochastic=True,
     ),
 }
+"""all methods by name"""
 
 ALIASES = {"ood": "qfql"}
 

@@ -37,19 +37,42 @@ pre { background: #f5f5f5; padding: .8rem 1rem; font-size: .82rem; white-space: 
 
 
 class Page:
-    """The report's body as it grows, and the folder in which its pictures are kept."""
+    """The report's body as it grows, and the folder in which its pictures are kept.
+
+    Attributes:
+        folder: in which the pictures are kept.
+        parts: the HTML of the body so far.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.parts: list[str] = []
 
     def add(self, html: str) -> None:
+        """Add a piece of HTML as it is.
+
+        Args:
+            html: a piece whose text is escaped.
+        """
         self.parts.append(html)
 
     def note(self, text: str) -> None:
+        """Add a note.
+
+        Args:
+            text: is escaped.
+        """
         self.add(f'<p class="note">{escape(text)}</p>')
 
     def figure(self, name: str, figure: Figure, alt: str, caption: str) -> None:
+        """Add a figure, and keep it as a PNG file in `folder`.
+
+        Args:
+            name: of the file, without its ending.
+            figure: of matplotlib.
+            alt: what is said of it where it cannot be seen; is escaped.
+            caption: what stands under it; is escaped.
+        """
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=150)
         with atomic_open(self.folder / f"{name}.png") as out:
@@ -58,7 +81,12 @@ class Page:
         self.add(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
 
     def write(self, path: Path, title: str) -> None:
-        """Write the whole page, atomically. UserError if it cannot be written."""
+        """Write the whole page, atomically. UserError if it cannot be written.
+
+        Args:
+            path: of the HTML file.
+            title: of the page, which is escaped.
+        """
         body = "\n".join(self.parts)
         with atomic_open(path, "w") as file:
             file.write(

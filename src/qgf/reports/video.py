@@ -80,12 +80,15 @@ def film(
     ended keeps its last picture.
 
     Args:
+        run: folder of the run.
+        out: the mp4 file.
         arms: methods (by name), weights and numbers of samples, from left to right; repeated
             ones are filmed once.
         critic: another run, whose critic takes the place of this run's own.
         seed: of the evaluation.
         episode: number of the test episode, from 0.
-        checkpoint, critic_checkpoint: "last" or a step's number; the latter of `critic`.
+        checkpoint: "last" or a step's number.
+        critic_checkpoint: the same, of `critic`.
 
     Raises:
         UserError: no such run, critic or checkpoint, a bad weight or episode, `out` cannot be

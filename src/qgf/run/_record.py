@@ -72,6 +72,10 @@ def kinds_to_train(
 
     Args:
         env: by default that of `base`, or none.
+        method: a name of METHODS.
+        critic: kind of the critic; by default the method's own.
+        policy: a run whose policy is taken as it is.
+        base: a run whose learners are taken as they are.
     """
     base, policy = base and Path(base), policy and Path(policy)
     env = env or (load_record(base)["env"] if base else NO_TASK)

@@ -18,12 +18,18 @@ from qgf.learners import LEARNERS, Learner
 
 Learners = dict[str, Learner]
 Metrics = dict[str, Float[Array, " seed"]]
+"""Values by name, one per training seed."""
 
 
 class Fixed(NamedTuple):
     """What training does not change.
 
     `frozen` are learners taken from another run: others consult them, nobody trains them.
+
+    Attributes:
+        data: the chunks to draw from.
+        seeds: training seeds.
+        config: settings of the training.
     """
 
     data: Chunks | GoalChunks
@@ -33,7 +39,12 @@ class Fixed(NamedTuple):
 
 
 class State(NamedTuple):
-    """What training changes; every array leads with the seed axis."""
+    """What training changes; every array leads with the seed axis.
+
+    Attributes:
+        learners: those that are trained, by role.
+        optimizer: Adam's state.
+    """
 
     learners: Learners
     optimizer: PyTree
@@ -47,6 +58,9 @@ def create_state(
 
     Args:
         kinds: the learner's kind (a name of LEARNERS) for every role to train.
+        spec: sizes of observations, actions, chunks and goals.
+        config: settings of the training.
+        seeds: training seeds.
     """
 
     def create(seed: Int[Array, ""]) -> State:
@@ -94,6 +108,12 @@ def train_steps(
 
     The randomness of a step depends on its seed and number alone, so that training in any
     division into calls gives the same numbers.
+
+    Args:
+        fixed: data, seeds, settings, and learners that stay as they are.
+        state: learners and optimizer before.
+        step: number of gradient steps taken before.
+        count: how many to take.
     """
 
     def one(state: State, seed: Array, frozen: Learners) -> tuple[State, dict]:

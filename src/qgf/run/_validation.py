@@ -23,6 +23,7 @@ def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
 
     Args:
         record: the run's config.json.
+        states: at most so many.
 
     Raises:
         UserError: the data are gone or have changed.
@@ -43,18 +44,30 @@ def validation_batch(record: dict, states: int) -> Batch | GoalBatch:
 
 
 def task_of(record: dict) -> Task:
-    """Return the task of a run's config.json."""
+    """Return the task of a run's config.json.
+
+    Args:
+        record: the run's config.json, as `load_record` returns it.
+    """
     return find_task(record["env"], record["data"].get("parts", fields_of(record).obs or ()))
 
 
 def fields_of(record: dict) -> Fields:
-    """Return which recorded fields a run of this config.json uses; version 0.1.0 notes none."""
+    """Return which recorded fields a run of this config.json uses; version 0.1.0 notes none.
+
+    Args:
+        record: the run's config.json, as `load_record` returns it.
+    """
     given = record["data"].get("fields", {})
     return Fields(**given | {"obs": given.get("obs") and tuple(given["obs"])})
 
 
 def intact_source(record: dict) -> Source:
-    """Return a run's data. UserError if they are gone or have changed."""
+    """Return a run's data. UserError if they are gone or have changed.
+
+    Args:
+        record: the run's config.json, as `load_record` returns it.
+    """
     folder = Path(record["data"]["folder"])
     path = split_format(folder)[1]
     with reading(path):

@@ -137,6 +137,9 @@ def load_record(run: Path) -> dict:
 
     Data that were moved together with the run are found where they lie now.
 
+    Args:
+        run: folder of the run.
+
     Raises:
         UserError: the folder is missing or holds no run, or config.json is damaged or of a
             version that knew other settings.
@@ -170,7 +173,11 @@ def config_record(config: Config, kinds: Iterable[str]) -> dict[str, Any]:
 
 
 def read_config(settings: dict[str, Any]) -> Config:
-    """Return the settings of which `config_record` made this, in whatever format."""
+    """Return the settings of which `config_record` made this, in whatever format.
+
+    Args:
+        settings: the "config" of a run's config.json.
+    """
     settings = _nested(settings, (kind for kind in LEARNERS if kind not in LATER))
     hyper = {LEARNERS[kind].Hyper(**values) for kind, values in settings["hyper"].items()}
     return Config(**settings | {"hyper": tuple(hyper)})
@@ -233,7 +240,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def of_seed(tree: Tree, index: Any) -> Tree:
-    """Return the part of learners, whose arrays lead with the training-seed axis, at `index`."""
+    """Return the part of learners, whose arrays lead with the training-seed axis, at `index`.
+
+    Args:
+        tree: learners, or any tree of arrays.
+        index: position of the training seed; None adds the axis instead.
+    """
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
 
 
@@ -243,8 +255,13 @@ def load_learner(
     """Read one learner of a run; its arrays lead with the axis of `seeds` (default: all).
 
     Args:
+        run: folder of the run.
         name: the learner's role: "policy", "critic", or that of a method.
         which: "last" or a step's number.
+        seeds: training seeds of the run.
+
+    Returns:
+        The learner.
 
     Raises:
         UserError: no such run, checkpoint, learner or seed.

@@ -40,6 +40,7 @@ class Figures(_Written):
         difference: to the unguided policy on the same episodes, in success if that is said, else
             in return, with its bootstrap interval; None for that policy itself.
         goals: the same for every goal, where there are several.
+        difference_ci95: the bootstrap interval of `difference`.
     """
 
     return_: float
@@ -121,6 +122,7 @@ class Measure(NamedTuple):
 
 
 SUCCESS = Measure("success", ("success", "ci95"), 0, "success rate", "Wilson", ".1%")
+"""the share of episodes that succeeded, as a measure"""
 RETURN = Measure("return", ("return_", "return_ci95"), 1, "return", "bootstrap", ".4g")
 MEASURES = {measure.name: measure for measure in (SUCCESS, RETURN)}
 
@@ -183,12 +185,20 @@ _FORM = {
 
 
 def write_evaluation(run: Path, result: Evaluation) -> None:
-    """Write what `evaluate` returned to RUN/eval.json. UserError if it cannot be written."""
+    """Write what `evaluate` returned to RUN/eval.json. UserError if it cannot be written.
+
+    Args:
+        run: folder of the run.
+        result: what `evaluate` returned.
+    """
     write_record(Path(run) / "eval.json", result.json())
 
 
 def read_evaluation(run: Path) -> Evaluation:
     """Return RUN/eval.json.
+
+    Args:
+        run: folder of the run.
 
     Raises:
         UserError: it is missing, damaged, or of another version.
@@ -240,6 +250,9 @@ def choose(rows: Sequence[SettingResult]) -> SettingResult:
     """Return the setting with the best tune episodes, by success if that is said.
 
     Ties go to the higher return, then to the smaller weight, which stays nearer the data.
+
+    Args:
+        rows: the settings that were tried, with tune episodes.
     """
 
     def rank(row: SettingResult) -> tuple[float, float, float]:

@@ -102,17 +102,18 @@ def train(
     Args:
         env: a task, as `qgf.tasks.find_task` takes it. One that pays nothing trains the policy
             alone or, with a critic of goals, for goals that are whole observations.
-        out: folder of the run.
-        config: its settings, with hyperparameters of the learners that are trained.
         data: a folder of OGBench-layout shards, or recorded episodes of another format; those in
             memory are kept in OUT/data.
-        fields: which fields of the recorded episodes are used, where the task does not say it.
+        out: folder of the run.
+        config: its settings, with hyperparameters of the learners that are trained.
         seeds: all are trained at once, in one compiled program.
         method: a name of METHODS; "qgf" is a flow policy (BC) and a critic (IQL).
         critic: kind of the critic, a name of CRITICS: "iql" for a task, "dqc" for goals, …
+        fields: which fields of the recorded episodes are used, where the task does not say it.
         policy: a run whose policy is taken as it is.
         base: a run of which every learner the method needs is taken as it is.
         resume: continue the run in `out`; a larger config.steps prolongs it.
+        logger: where metrics go beside metrics.jsonl: "none", "tensorboard" or "wandb".
         callbacks: each is called with split ("train" or "validation"), step and metrics (a value
             per training seed, by name) whenever they are logged; what it raises ends the training.
 

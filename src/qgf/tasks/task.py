@@ -66,6 +66,7 @@ class Task:
         """Return recorded episodes, labelled with what the task pays: by default what they say.
 
         Args:
+            path: file or folder of the recorded episodes.
             fields: which fields of the files are used, where the task does not say it.
             sparse: a reward is -1 until the task is solved, then 0.
             trust: do not compare every file with its hash.
@@ -80,16 +81,28 @@ class Task:
         return Recorded(path, fields or Fields())
 
     def check(self, source: "Source") -> None:
-        """Raise UserError if recorded episodes are not of this task's environment."""
+        """Raise UserError if recorded episodes are not of this task's environment.
+
+        Args:
+            source: recorded episodes that `open` returned.
+        """
 
     def judged_by(self, rule: str) -> "Task":
-        """Return the task with another rule of success. UserError if it has one of its own."""
+        """Return the task with another rule of success. UserError if it has one of its own.
+
+        Args:
+            rule: a key of `info`, or return:NUMBER.
+        """
         raise UserError(self.unjudged)
 
     def success(self, info: dict[str, Any]) -> bool | None:
         """Whether a step, of which the environment gave `info`, solved the task.
 
-        None: it does not say."""
+        None: it does not say.
+
+        Args:
+            info: what the environment's `step` returned last.
+        """
         return None
 
 

@@ -103,7 +103,12 @@ class Critic(nn.Module):
     def forward(
         self, state: Float[Tensor, "batch state"], action: Float[Tensor, "batch *chunk"]
     ) -> Float[Tensor, " batch"]:
-        """Return Q of normalized observations, with goals behind them, and action chunks."""
+        """Return Q of normalized observations, with goals behind them, and action chunks.
+
+        Args:
+            state: normalized observations, with goals behind them if it takes goals.
+            action: chunks (batch, chunk, action), flattened or not, in [-1, 1].
+        """
         size = self.spec.chunk_action
         if len(action) != len(state) or action[:1].numel() not in (0, size):
             raise UserError(
@@ -115,7 +120,11 @@ class Critic(nn.Module):
         return AGGREGATIONS[self.aggregation](values, self.kappa)
 
     def normalize(self, action: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
-        """Return actions in the data's units as the networks learned them; it does not clip."""
+        """Return actions in the data's units as the networks learned them; it does not clip.
+
+        Args:
+            action: actions in the units of the data.
+        """
         return (action - self.action_shift) / self.action_scale
 
     def _numbers(self, x: Any, what: str, size: int) -> Float[Tensor, "*batch _"]:
@@ -141,6 +150,9 @@ def load_critic(run: str | Path, *, checkpoint: str = "last", seed: int | None =
         run: the run's folder.
         checkpoint: "last" or a step's number.
         seed: one of the run's training seeds; the first by default.
+
+    Returns:
+        The critic, a module of PyTorch.
 
     Raises:
         UserError: no such run, checkpoint or seed, no critic in it, one that is no ensemble, or a

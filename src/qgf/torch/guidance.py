@@ -23,9 +23,12 @@ from qgf.errors import FAILED, UserError, check_actions, checked_count
 Action = Float[Tensor, "batch *action"]
 Time = Float[Tensor, " batch"]
 Velocity = Callable[[Action, Time], Action]
+"""(action, t) -> velocity of a policy at given observations, t = 0 being noise."""
 Critic = Callable[[Action], Float[Tensor, " batch"]]
 Bounds = tuple[Float[Tensor, "*low"], Float[Tensor, "*high"]]
+"""Least and greatest action, which broadcast to a row."""
 Estimator = Callable[[Velocity, Critic, Action, Time, int, Bounds], tuple[Action, Action]]
+"""(velocity, critic, action, t, steps, bounds) -> (velocity, gradient), both for every row."""
 
 
 def q_gradient(critic: Critic, action: Action) -> Action:
@@ -119,6 +122,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "bptt": bptt,
     "qgf-jacobian": qgf_jacobian,
 }
+"""the gradient estimators by name"""
 
 
 def reversed_time(velocity: Velocity) -> Velocity:
@@ -126,6 +130,9 @@ def reversed_time(velocity: Velocity) -> Velocity:
 
     Where t = 1 is noise and t = 0 the action (as in LeRobot and openpi), a_t = t a_noise +
     (1 − t) a_action and networks give a_noise − a_action.
+
+    Args:
+        velocity: v(action, t), whose t runs from the action to noise.
     """
     return lambda action, t: -velocity(action, 1 - t)
 
@@ -192,6 +199,15 @@ def guided_sample_counting(
     included. If all weights are 0, no gradient is taken and none counted. A row whose velocity
     was not finite, at the noise or where the pushes led it, has the action 0 and the count
     `FAILED`.
+
+    Args:
+        velocity: as in `guided_sample`.
+        critic: as in `guided_sample`.
+        noise: as in `guided_sample`.
+        weight: as in `guided_sample`.
+        steps: as in `guided_sample`.
+        estimator: as in `guided_sample`.
+        bounds: as in `guided_sample`.
     """
     noise = checked_noise(noise)
     steps = checked_count(steps, "steps")

@@ -21,7 +21,13 @@ from qgf.files import reading
 
 
 class Reader(NamedTuple):
-    """How one format is told from others, and read."""
+    """How one format is told from others, and read.
+
+    Attributes:
+        what: by what a person knows the format.
+        fits: whether a file or folder is of it, by content.
+        read: opens a file or folder of it.
+    """
 
     what: str
     fits: Callable[[Path], bool]
@@ -36,6 +42,7 @@ READERS: dict[str, Reader] = {
     "lerobot": Reader("a folder with meta/info.json", lerobot.fits, lerobot.read),
     "robomimic": Reader("HDF5 with data/demo_0", robomimic.fits, robomimic.read),
 }
+"""every format by name, as FORMAT:PATH has it"""
 
 ENDINGS = {
     ".npz": "npz",
@@ -51,6 +58,9 @@ def open_recording(path: str | Path) -> Recording:
 
     Args:
         path: of a file or folder; FORMAT:PATH, with a name of `READERS`, where several would fit.
+
+    Returns:
+        The recording, whose fields are read when they are asked for.
 
     Raises:
         UserError: there is nothing, no format fits or several do, or the files are damaged.

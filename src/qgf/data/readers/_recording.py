@@ -119,6 +119,9 @@ class Recording:
     def column(self, name: str) -> Shaped[np.ndarray, "row ..."]:
         """Return a field as it was recorded.
 
+        Args:
+            name: of the field, as the format has it.
+
         Raises:
             UserError: there is none of that name, its file is damaged, or memory is too small.
         """
@@ -140,6 +143,9 @@ class Recording:
     def numbers(self, name: str) -> Float[np.ndarray, "row width"]:
         """Return a field as float32, every row flattened.
 
+        Args:
+            name: of the field, as the format has it.
+
         Raises:
             UserError: there is none of that name, or it is not of finite real numbers.
         """
@@ -158,13 +164,20 @@ class Recording:
         return array
 
     def place(self, row: int | np.integer) -> str:
-        """Return how messages name a row."""
+        """Return how messages name a row.
+
+        Args:
+            row: its number in the whole recording, from 0.
+        """
         episode = int(np.searchsorted(self.ends, row))
         first = self.ends[episode] - self.lengths[episode]
         return f"row {row - first} of episode {episode}"
 
     def of_action(self, name: str) -> Float[np.ndarray, " row"]:
         """Return a number for every action: a field's, or that of the state it led to.
+
+        Args:
+            name: of the field, as the format has it.
 
         Raises:
             UserError: as `numbers`, or a row has more than one number.
@@ -190,7 +203,11 @@ class Recording:
         return None if self.success is None else ~self.last & (self.of_action(self.success) > 0)
 
     def parts(self, fields: Fields) -> tuple[str, ...]:
-        """Return the names of the recorded fields that are the observation, in their order."""
+        """Return the names of the recorded fields that are the observation, in their order.
+
+        Args:
+            fields: which fields are asked for.
+        """
         names = fields.obs or self.observation
         return tuple(part for name in names for part in self.joined.get(name, (name,)))
 
@@ -267,6 +284,9 @@ def held_out(episodes: "Recording | Trajectories") -> Int[np.ndarray, " chosen"]
 
     They are those that the format sets aside; else every tenth, and the last one of fewer than
     ten. A single episode is not set aside.
+
+    Args:
+        episodes: a recording, or its trajectories.
     """
     if isinstance(episodes, Recording) and episodes.validation is not None:
         return episodes.validation

@@ -111,6 +111,11 @@ def write(folder: Path, parts: Mapping[str, Trajectories], source: Mapping[str, 
 def convert(recording: Recording, fields: Fields, folder: Path) -> dict[str, Trajectories]:
     """Write a recording as one of ours, and return its splits.
 
+    Args:
+        recording: what `open_recording` or `from_arrays` returned.
+        fields: which of its fields are used.
+        folder: a new folder.
+
     Raises:
         UserError: as `Recording.trajectories` and `write`.
     """

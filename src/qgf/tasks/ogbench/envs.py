@@ -49,6 +49,12 @@ class EnvName:
     def parse(cls, name: str) -> "EnvName":
         """Take a name apart.
 
+        Args:
+            name: of an environment or dataset of OGBench.
+
+        Returns:
+            Its parts.
+
         Raises:
             UserError: no such environment.
         """
@@ -102,6 +108,9 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env:
         name: with or without dataset type, e.g. "scene-play-singletask-task2-v0".
         kwargs: OGBench's own, e.g. `terminate_at_goal=False`, and Gymnasium's
             `max_episode_steps`.
+
+    Returns:
+        The environment.
 
     Raises:
         UserError: no such environment, or MuJoCo does not start.
