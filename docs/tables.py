@@ -98,6 +98,22 @@ def waiting() -> str:
     )
 
 
+def side_by_side() -> str:
+    """Say what trainings side by side save, and how long the program takes to start."""
+    kept = json.loads((ROOT / "results/side-by-side.json").read_text())
+    alone, beside = (kept["seconds"][f"--jobs {jobs}"] for jobs in (0, 2))
+    start = kept["start"]
+    apart, together = (sum(kept["trainings"][f"--jobs {jobs}"]) for jobs in (0, 2))
+    return (
+        f"`{kept['command']}` takes {alone:.0f} seconds with `--jobs 0`, in one process on all "
+        f"threads, and {beside:.0f} with `--jobs 2`, side by side: {beside / alone:.2f} of it. "
+        f"The trainings alone come to {apart:.0f} seconds one after the other, and side by side to "
+        f"{together / 2:.0f} per core.\n\n"
+        f"`import qgf` takes {start['import qgf']:.2f} s and `qgf --help` "
+        f"{start['qgf --help']:.2f} s, of which Python itself {start['python']:.2f} s."
+    )
+
+
 def fewer_steps() -> str:
     rows = json.loads((ROOT / "results/denoise-steps.json").read_text())["rows"]
     counts = list(dict.fromkeys(row["denoise_steps"] for row in rows))
@@ -391,6 +407,7 @@ TABLES = {
     "metaworld": metaworld,
     "waiting": waiting,
     "fewer-steps": fewer_steps,
+    "side-by-side": side_by_side,
     **{part: partial(speed, part) for part in PARTS},
     **{f"study-{name}": partial(study, name) for name in import_studies().STUDIES},
 }

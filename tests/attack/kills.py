@@ -162,20 +162,27 @@ class Attack:
     """Finished commands, and kills of them."""
 
     def __init__(self, folder: Path) -> None:
-        """Run every command once to its end."""
         # Episodes of a hundred steps.
         qgf.tasks.ogbench.collect.collect.__defaults__ = (101,)
         self.folder = folder
         self.place = folder / "place"  # the same for all: runs note where others lie
         self.calls: dict[str, int] = {}
         self.whole: dict[str, dict[str, bytes | None]] = {}
-        for name, command in COMMANDS.items():
-            self._prepare(command)
-            ended = fork(command.line, self.place)
-            assert ended.code == 0, f"{name}: {ended}"
-            self.calls[name] = ended.calls
-            self.whole[name] = contents(self.place / "out")
-            shutil.copytree(self.place / "out", folder / name)
+        self.finish("collect")  # whose data all others read
+
+    def finish(self, name: str) -> None:
+        """Run a command once to its end, unless it was, after the one before it."""
+        command = COMMANDS[name]
+        if name in self.whole:
+            return
+        if command.before is not None:
+            self.finish(command.before)
+        self._prepare(command)
+        ended = fork(command.line, self.place)
+        assert ended.code == 0, f"{name}: {ended}"
+        self.calls[name] = ended.calls
+        self.whole[name] = contents(self.place / "out")
+        shutil.copytree(self.place / "out", self.folder / name)
 
     def _prepare(self, command: Command) -> None:
         """Let ./out be as it is before a command."""
@@ -217,6 +224,7 @@ class Attack:
         names, shares = list(COMMANDS), [command.share for command in COMMANDS.values()]
         for _ in range(count):
             (name,) = rng.choices(names, shares)
+            self.finish(name)
             at = rng.randint(1, self.calls[name])
             twice = rng.randint(1, self.calls[name]) if rng.random() < 0.2 else None
             yield name, at, rng.choice(SIGNALS), twice
@@ -225,7 +233,6 @@ class Attack:
 def attack(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Kill `count` times and return how many, of which commands, and what went wrong."""
     target, kills, wrong = Attack(folder), dict.fromkeys(COMMANDS, 0), []
-    say(f"kills: seed {seed}; writing calls: {target.calls}")
     for name, at, number, twice in target.plan(count, random.Random(seed)):
         kills[name] += 1
         fault = target.kill(name, at, number, twice)
@@ -233,4 +240,5 @@ def attack(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> d
             again = "" if twice is None else f", then at {twice}"
             wrong.append(f"{name} at call {at}, signal {int(number)}{again}: {fault}")
             say(wrong[-1])
+    say(f"kills: seed {seed}; writing calls: {target.calls}")
     return {"seed": seed, "count": count, "kills": kills, "wrong": wrong}
