@@ -174,6 +174,10 @@ def words():
     text = gymnasium.spaces.Dict({"word": gymnasium.spaces.Text(5)})
     return with_spaces(observation=text)
 
+def digits():
+    text = gymnasium.spaces.Dict({"word": gymnasium.spaces.Text(1, charset="0123456789")})
+    return with_spaces(observation=text)
+
 def pairs():
     return with_spaces(observation=gymnasium.spaces.Tuple([gymnasium.spaces.Box(-1, 1, (2,))]))
 
@@ -224,7 +228,8 @@ BAD = {  # what the factory gives: what is said, for each door where they differ
     "discrete": "has Discrete actions; a flow policy needs continuous",
     "buttons": "has MultiBinary actions; a flow policy needs continuous",
     "whole_numbers": "has actions of int64; a flow policy needs real numbers",
-    "words": "has observations that are no numbers",
+    "words": "has observations that are no numbers: got <U",
+    "digits": "has observations that are no numbers: got <U1",
     "pairs": "has Tuple observations; they must be a Box, or a Dict",
     "three_joints": "has actions of shape (3,), but those in",
     "table": "has actions of shape (2, 1), but those in",

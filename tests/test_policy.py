@@ -142,7 +142,7 @@ def test_seeds_and_checkpoints_differ(run, policy, obs):
         ({"obs": np.full(28, 1e39)}, "with NaN or infinity"),
         ({"obs": np.zeros(28, complex)}, "an observation must be real numbers, got complex128"),
         ({"obs": "observation"}, "an observation must be real numbers, got <U11"),
-        ({"obs": [[0.0], [0.0, 1.0]]}, "an observation must be an array of numbers"),
+        ({"obs": [[0.0], [0.0, 1.0]]}, "an observation must be real numbers, setting an array"),
         ({"key": 7}, "key must be one JAX key"),
         ({"key": np.zeros(3)}, "key must be one JAX key"),
     ],

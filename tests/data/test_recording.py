@@ -168,6 +168,7 @@ def test_a_function_may_mark_the_task_s_end(module):
         ("def f(e): return e['observation']", "own_rewards:f", "raised KeyError|has no field"),
         ("def f(e): return [0.0]", "own_rewards:f", r"shape \(1,\); it has 4 actions"),
         ("def f(e): return 'good'", "own_rewards:f", "returned no numbers as rewards"),
+        ("def f(e): return ['1'] * len(e['actions'])", "own_rewards:f", "returned no numbers"),
         ("def f(e): return [0, float('nan'), 0, 0]", "own_rewards:f", "NaN .* first in row 1"),
         ("def f(e): return [0] * 4, [1]", "own_rewards:f", r"marks of shape \(1,\)"),
     ],

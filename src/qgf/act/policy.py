@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from qgf._numbers import real_numbers
 from qgf.act.calibration import auto_weight
 from qgf.config import Spec
 from qgf.core.flow import FAILED, Sampled, checked_count, refuse_failed, repeat_rows
@@ -169,15 +170,10 @@ def _other_critic(run: Path, which: str, record: dict, seeds: list[int]) -> Lear
 
 
 def _numbers(x: Any, what: str) -> Float[np.ndarray, "..."]:
-    """Return x in float32, beyond which numbers become infinite. UserError if it is not real."""
     try:
-        given = np.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{what} must be an array of numbers") from error
-    if not (jnp.issubdtype(given.dtype, np.floating) or jnp.issubdtype(given.dtype, np.integer)):
-        raise UserError(f"{what} must be real numbers, got {given.dtype}")
-    with np.errstate(over="ignore"):
-        return given.astype(np.float32)
+        return real_numbers(x)
+    except TypeError as error:
+        raise UserError(f"{what} must be real numbers, {error}") from error
 
 
 WHOLE = 256  # rows from which on a batch is padded to a multiple of it, not to a power of two

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 
 from qgf._named import import_function
+from qgf._numbers import real_numbers
 from qgf.errors import UserError, first_line
 from qgf.tasks.task import NO_TASK, Task
 
@@ -66,7 +67,7 @@ class GymnasiumTask(Task):
         _check_spaces(self.name, env)
         try:
             env = _Vector(env, self._obs)
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
             raise UserError(
                 f"{self.name} has observations that are no numbers: {first_line(error)}"
             ) from None
@@ -132,7 +133,7 @@ def _part(observation: Any, path: Sequence[str]) -> Any:
 def _flat(observation: Any) -> np.ndarray:
     if isinstance(observation, dict):
         return np.concatenate([_flat(observation[name]) for name in sorted(observation)])
-    return np.ravel(np.asarray(observation, np.float32))
+    return np.ravel(real_numbers(observation))
 
 
 class NoTask(Task):

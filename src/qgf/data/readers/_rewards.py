@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from qgf._named import import_function
+from qgf._numbers import real_numbers
 from qgf.data.readers._recording import Recording
 from qgf.errors import UserError, nearest
 
@@ -144,8 +145,8 @@ def _by_function(recording: Recording, name: str) -> Labels:
 
 def _checked(said: object, what: str, length: int, place: str) -> Float[np.ndarray, " action"]:
     try:
-        array = np.asarray(said, np.float32)
-    except (TypeError, ValueError):
+        array = real_numbers(said)
+    except TypeError:
         raise UserError(f"{place} returned no numbers as {what}") from None
     if array.shape != (length,):
         raise UserError(
