@@ -19,6 +19,7 @@ from qgf.files import atomic_open, locked, write_json
 from studies import (
     calibration,
     compute,
+    coverage,
     critics,
     q_optimizer,
     realtime,
@@ -56,6 +57,7 @@ STUDIES: dict[str, Study] = {
     "scaling": scaling,
     "critics": critics,
     "realtime": realtime,
+    "coverage": coverage,
 }
 ANYWHERE = ("sensitivity", "weight", "q-optimizer")
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from qgf.act import Policy
 from qgf.comparison import Plan, check_facts, run_folder, train_all
-from qgf.evaluation import wilson_interval
+from qgf.evaluation import success_interval
 from qgf.executor import Executor
 from qgf.methods import settings
 from qgf.tasks import Workers, find_task
@@ -104,7 +104,7 @@ def _row(
     return {
         **way._asdict(),
         "success": float(wins.mean()),
-        "ci95": wilson_interval(int(wins.sum()), wins.size),
+        "ci95": success_interval(wins),
         "episodes": wins.size,
         "wins": wins.astype(int).tolist(),
         "jump": size([each.jumps for each in found]),

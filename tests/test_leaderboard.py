@@ -11,7 +11,7 @@ from test_report import Reader
 
 from qgf.comparison.leaderboard import leaderboard, write_leaderboard
 from qgf.errors import UserError
-from qgf.evaluation.statistics import wilson_interval
+from qgf.evaluation.statistics import components, mean_over_tasks, success_interval
 
 TASKS = [f"cube-single-play-singletask-task{i}-v0" for i in (1, 2, 4)] + [
     "scene-play-singletask-v0"
@@ -74,7 +74,7 @@ def test_figures_of_a_task(result, wins):
         for method, outcome in found.items():
             figures = result["tasks"][env][method]
             assert figures["success"] == pytest.approx(outcome.sum() / 60)
-            assert figures["success_ci95"] == wilson_interval(int(outcome.sum()), 60)
+            assert figures["success_ci95"] == success_interval(outcome)
             assert figures["episodes"] == 60
             assert figures["return"] == pytest.approx(-5 * (1 - outcome.sum() / 60))
             if method == "bc":
@@ -120,26 +120,20 @@ def test_bc_comes_first_then_the_best(result):
     assert means == sorted(means, reverse=True)
 
 
-def test_the_interval_of_a_tiny_case_is_exact():
-    # Of seeds that won 1 and 0 the mean is 0, ½, 1 with probability ¼, ½, ¼. The mean of five
-    # such tasks is Binomial(10, ½) / 10, if they are drawn each for itself.
-    envs = [f"cube-single-play-singletask-task{i}-v0" for i in range(1, 6)]
-    for count in (1, 5):
-        entries = [entry(env, "bc", [[1], [0]]) for env in envs[:count]]
-        figures = leaderboard(entries, {CUBE: costs("bc")}, {})["overall"]["bc"]
-        expected = scipy.stats.binom.ppf([0.025, 0.975], 2 * count, 0.5) / (2 * count)
-        assert figures["mean_ci95"] == pytest.approx(expected)
+def test_intervals_of_the_mean_are_those_of_the_statistics(result, wins):
+    for method in CHANCES:
+        outcomes = [found[method] for _, found in sorted(wins.items()) if method in found]
+        figures = result["overall"][method]
+        assert (figures["mean"], figures["mean_ci95"]) == mean_over_tasks(outcomes, 2000)
 
 
 def test_the_interval_has_the_width_of_its_closed_form():
     random = np.random.default_rng(0)
-    wins = random.random((6, 50)) < np.linspace(0.2, 0.8, 6)[:, None]
+    wins = random.random((6, 50)) < random.random((1, 50))
     figures = leaderboard([entry(TASKS[0], "bc", wins)], {CUBE: costs("bc")}, {})["overall"]["bc"]
-    rates = wins.mean(1)
-    spread = 1.96 * np.sqrt((rates.var() + (rates * (1 - rates)).mean() / 50) / 6)
-    assert figures["mean_ci95"] == pytest.approx(
-        (rates.mean() - spread, rates.mean() + spread), 0.06
-    )
+    found = components(wins)
+    spread = scipy.stats.t.ppf(0.975, found.freedom) * found.variance**0.5
+    assert figures["mean_ci95"] == pytest.approx((wins.mean() - spread, wins.mean() + spread), 0.06)
 
 
 def test_the_interval_of_improvement_is_exact():

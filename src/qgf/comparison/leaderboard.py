@@ -14,10 +14,11 @@ from qgf.evaluation.statistics import (
     bootstrap_mean,
     improvement_probability,
     interquartile_mean,
+    mean_over_tasks,
     paired_difference,
     percentile_interval,
     resample,
-    wilson_interval,
+    success_interval,
 )
 from qgf.files import atomic_open, write_json
 from qgf.methods.table import CLONED, GUIDED, find_method
@@ -32,16 +33,18 @@ BLUE, ORANGE = "#0072b2", "#e69f00"
 
 SUCCESS_NOTE = (
     "Success on test episodes, which are not the tune episodes that chose a method's setting. In "
-    "brackets 95% intervals: of a task Wilson's, which takes the episodes of all training seeds "
-    "as independent; of mean and IQM (the mean of the middle half of all seed × task success "
-    f"rates) from {RESAMPLES} bootstrap resamples, which in every task draw training seeds and, "
-    "in each, episodes. With few training seeds they leave out part of how much training varies."
+    "brackets 95% intervals: of a task Wilson's, of as many independent episodes as would be as "
+    "uncertain; of mean and IQM (the mean of the middle half of all seed × task success rates) "
+    f"from {RESAMPLES} bootstrap resamples, which in every task draw training seeds and the "
+    "starts that they share as crossed. Of two training seeds they tell little about how much "
+    "training varies."
 )
 RETURN_NOTE = (
     "Returns on test episodes, which are not the tune episodes that chose a method's setting. In "
     f"brackets 95% intervals from bootstrap resamples ({RESAMPLES} of mean and IQM, the mean of "
-    "the middle half of all seed × task returns), which in every task draw training seeds and, in "
-    "each, episodes. Tasks that pay in other units should not be averaged: see P(QGF > it)."
+    "the middle half of all seed × task returns), which in every task draw training seeds and the "
+    "starts that they share as crossed. Tasks that pay in other units should not be averaged: see "
+    "P(QGF > it)."
 )
 DIFFERENCE_NOTE = (
     "Percentage points of success above BC with 95% bootstrap intervals, paired: the same "
@@ -60,6 +63,7 @@ OVERALL_NOTE = (
 STYLE = "table { font-size: .8rem; } th, td { overflow-wrap: normal; padding-right: .5rem; }"
 
 Rates = dict[str, Float[np.ndarray, "resample seed"]]
+Scores = dict[str, Shaped[np.ndarray, "seed episode"]]
 
 
 class Section(NamedTuple):
@@ -75,8 +79,8 @@ def leaderboard(entries: list[dict], costs: dict[str, dict[str, dict]], facts: d
     """Return all figures of a comparison, ready for JSON.
 
     Aggregates of a method are over the tasks it has; two methods are compared on their common
-    tasks. The bootstrap is that of `statistics.resample`: training seeds and, inside each, test
-    episodes, in every task for itself (rliable resamples training seeds only).
+    tasks. The bootstrap is that of `statistics.resample`: training seeds and the starts that they
+    share as crossed, in every task for itself (rliable resamples training seeds only).
 
     Args:
         entries: one for each environment and method: "env", "method", "weight", "samples",
@@ -92,27 +96,30 @@ def leaderboard(entries: list[dict], costs: dict[str, dict[str, dict]], facts: d
     measure = SUCCESS if judged else RETURN
     tasks: dict[str, dict[str, dict]] = {}
     rates: dict[str, Rates] = {}
+    scores: dict[str, Scores] = {}
     for env in sorted({entry["env"] for entry in entries}):
         found = {entry["method"]: entry for entry in entries if entry["env"] == env}
-        scores = {
+        scores[env] = {
             name: np.asarray(entry["episodes"]) > 0 if judged else np.asarray(entry["returns"])
             for name, entry in found.items()
         }
-        bc = scores.get(CLONED)
-        tasks[env] = {name: _task(measure, found[name], scores[name], bc) for name in found}
-        stacked = np.stack([*scores.values()])
-        drawn = resample(stacked, RESAMPLES, random)
+        mine, bc = scores[env], scores[env].get(CLONED)
+        tasks[env] = {name: _task(measure, found[name], mine[name], bc) for name in found}
+        stacked = np.stack([*mine.values()])
+        drawn = resample(stacked, RESAMPLES, random).clip(stacked.min(), stacked.max())
         # The measured rates stand before the resampled ones, so that both are aggregated alike.
         both = np.concatenate([stacked.mean(-1)[:, None], drawn], axis=1)
-        rates[env] = dict(zip(scores, both, strict=True))
-    overall = _aggregate(rates)
+        rates[env] = dict(zip(mine, both, strict=True))
+    overall = _aggregate(rates, scores)
     domains: dict[str, dict] = {}
     for domain in sorted({find_task(env).domain for env in tasks}):
-        inside = {env: rates[env] for env in tasks if find_task(env).domain == domain}
-        domains[domain] = {"tasks": [*inside], "methods": _aggregate(inside)}
+        inside = [env for env in tasks if find_task(env).domain == domain]
+        of = ({env: by_task[env] for env in inside} for by_task in (rates, scores))
+        domains[domain] = {"tasks": inside, "methods": _aggregate(*of)}
     methods = sorted(overall, key=lambda name: (name != CLONED, -overall[name]["mean"]))
     found = {
         "measure": measure.name,
+        "note": SUCCESS_NOTE if judged else RETURN_NOTE,
         "methods": methods,
         "overall": overall,
         "domains": domains,
@@ -130,7 +137,7 @@ def _task(
     """Return the figures of one method on one task."""
     name = measure.name
     if measure is SUCCESS:
-        interval = wilson_interval(int(scores.sum()), scores.size)
+        interval = success_interval(scores)
     else:
         interval = bootstrap_mean(scores, RESAMPLES)[1]
     figures = {
@@ -146,15 +153,15 @@ def _task(
     return figures | {key: entry[key] for key in ("weight", "samples", "fallbacks", "tune")}
 
 
-def _aggregate(rates: dict[str, Rates]) -> dict[str, dict]:
+def _aggregate(rates: dict[str, Rates], scores: dict[str, Scores]) -> dict[str, dict]:
     """Return mean, IQM and QGF's probability of improvement of every method over tasks."""
     figures = {}
     for name in dict.fromkeys(name for task in rates.values() for name in task):
         mine = [task[name] for task in rates.values() if name in task]
-        scores = np.concatenate(mine, axis=1)
-        figures[name] = {"tasks": len(mine)}
-        figures[name] |= _with_interval("mean", np.mean([task.mean(1) for task in mine], axis=0))
-        figures[name] |= _with_interval("iqm", interquartile_mean(scores))
+        every = [task[name] for task in scores.values() if name in task]
+        mean, interval = mean_over_tasks(every, RESAMPLES)
+        figures[name] = {"tasks": len(mine), "mean": mean, "mean_ci95": interval}
+        figures[name] |= _with_interval("iqm", interquartile_mean(np.concatenate(mine, axis=1)))
         common = [task for task in rates.values() if {GUIDED, name} <= task.keys()]
         if common and name != GUIDED:
             better = [improvement_probability(task[GUIDED], task[name]) for task in common]
@@ -221,8 +228,7 @@ def sections(result: dict) -> list[Section]:
             setting = _setting(name, next(task[name] for task in tasks if name in task))
             rows.append([name, *cells, *means, setting])
         head = ["method", *head, "mean", "IQM", "setting"]
-        note = SUCCESS_NOTE if judged else RETURN_NOTE
-        tables.append(Section(domain, head, rows, note + _unguided(tasks)))
+        tables.append(Section(domain, head, rows, result["note"] + _unguided(tasks)))
         rows = [[name, *(_points(measure, task.get(name, {})) for task in tasks)] for name in names]
         rows = [row for row in rows if {*row[1:]} != {"–"}]
         if rows:

@@ -7,10 +7,13 @@ from qgf.evaluation._evaluate import (
     format_result as format_result,
 )
 from qgf.evaluation.statistics import (
+    bootstrap_mean as bootstrap_mean,
     improvement_probability as improvement_probability,
     interquartile_mean as interquartile_mean,
+    mean_over_tasks as mean_over_tasks,
     paired_difference as paired_difference,
     percentile_interval as percentile_interval,
     resample as resample,
+    success_interval as success_interval,
     wilson_interval as wilson_interval,
 )

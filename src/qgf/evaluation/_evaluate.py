@@ -18,7 +18,7 @@ from qgf.act.rollout import Arm, Job, Outcome, make_jobs, roll_out
 from qgf.config import Spec
 from qgf.data.normalization import Normalization
 from qgf.errors import UserError, check_counts, check_seed
-from qgf.evaluation.statistics import bootstrap_mean, paired_difference, wilson_interval
+from qgf.evaluation.statistics import bootstrap_mean, paired_difference, success_interval
 from qgf.methods.table import (
     BEST_OF,
     CLONED,
@@ -228,7 +228,7 @@ def figures(data: Float[np.ndarray, "seed episode 4"]) -> Figures:
     if _measure(data) is SUCCESS:
         judged = {
             "success": float(wins.mean()),
-            "ci95": wilson_interval(int(wins.sum()), wins.size),
+            "ci95": success_interval(wins),
             "success_per_seed": tuple(wins.mean(1).tolist()),
         }
     return Figures(

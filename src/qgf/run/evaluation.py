@@ -34,8 +34,8 @@ class Figures(_Written):
         length: mean number of environment steps.
         episodes: how many there are.
         fallbacks: denoising steps that went unguided, as a gradient was not finite.
-        success: share of episodes that succeeded, with its Wilson interval `ci95`; None where
-            the environment does not say it.
+        success: share of episodes that succeeded, with its interval `ci95` (`success_interval`);
+            None where the environment does not say it.
         success_per_seed: the same for each training seed.
         difference: to the unguided policy on the same episodes, in success if that is said, else
             in return, with its bootstrap interval; None for that policy itself.
