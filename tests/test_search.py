@@ -106,8 +106,9 @@ def test_unfit_arguments_of_best_of_n(change, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"step_size": 1e39}, r"^step_size must be finite in float32, got 1e\+39"),
-        ({"step_size": np.nan}, "^step_size must be finite in float32, got nan"),
+        ({"step_size": 1e39}, r"^step_size must be a finite number of at least 0 .*, got 1e\+39"),
+        ({"step_size": np.nan}, "^step_size must be a finite number .* in float32, got nan"),
+        ({"step_size": -0.1}, "^step_size must be a finite number of at least 0 .*, got -0.1"),
         ({"step_size": np.zeros(2)}, r"^step_size must be one real number or one per row \(3\)"),
         ({"steps": 0}, "^steps must be at least 1 and a whole number, got 0"),
         ({"steps": True}, "^steps must be at least 1 and a whole number, got True"),

@@ -269,8 +269,8 @@ def guided_sample(
         critic: any function q(action) -> values of shape (batch,) there: `lambda a: q(obs, a)`.
         noise: draws of N(0, I) in the shape of the actions: (batch, …). Sampling goes on in its
             floating dtype, whatever those of the velocity and the critic are.
-        weight: the strength w in units of 1/Q, one number or one per row; 0 is the policy itself,
-            below 0 leads to low Q.
+        weight: the strength w ≥ 0 in units of 1/Q, one number or one per row; 0 is the policy
+            itself.
         steps: Euler steps T.
         estimator: (velocity, critic, action, t, steps) -> (velocity, gradient). t, of
             shape (batch,), is float32 or what noise is, if that is wider.
@@ -285,8 +285,8 @@ def guided_sample(
         `guided_sample_counting` tells which.
 
     Raises:
-        UserError: an argument, or what a function gave, does not fit; a weight that is not
-            finite in the dtype of noise; outside jit, a velocity that was not finite.
+        UserError: an argument, or what a function gave, does not fit; a weight below 0 or
+            not finite in the dtype of noise; outside jit, a velocity that was not finite.
     """
     noise = checked_noise(noise)
     if previous is not None:
@@ -355,8 +355,8 @@ def checked_weight(weight: Any, noise: Action, what: str = "weight") -> Float[Ar
     """Return a weight for every row, in the dtype of noise.
 
     Raises:
-        UserError: neither one real number nor one per row; where it is known (not in jit), not
-            finite in that dtype.
+        UserError: neither one real number nor one per row; where it is known (not in jit), below
+            0, or not finite in that dtype.
     """
     known = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(weight))
     try:
@@ -373,7 +373,10 @@ def checked_weight(weight: Any, noise: Action, what: str = "weight") -> Float[Ar
         )
     if known:
         with np.errstate(over="ignore"):
-            finite = np.isfinite(given.astype(noise.dtype))
-        if not finite.all():
-            raise UserError(f"{what} must be finite in {noise.dtype}, got {given[~finite][0]}")
+            fits = np.isfinite(given.astype(noise.dtype)) & (given >= 0)
+        if not fits.all():
+            raise UserError(
+                f"{what} must be a finite number of at least 0 in {noise.dtype}, got "
+                f"{given[~fits][0]}"
+            )
     return jnp.broadcast_to(jnp.asarray(given, noise.dtype), noise.shape[:1])

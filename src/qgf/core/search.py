@@ -68,7 +68,7 @@ def gradient_steps(
     Args:
         critic: any function q(action) -> values of shape (batch,), at the rows' observations.
         action: samples of the policy, in [-1, 1].
-        step_size: α in units of 1/Q, one number or one per row.
+        step_size: α ≥ 0 in units of 1/Q, one number or one per row.
         steps: how often (L).
 
     Returns:
@@ -77,8 +77,8 @@ def gradient_steps(
         FAILED.
 
     Raises:
-        UserError: an argument, or what the critic gave, does not fit; outside jit, an action or
-            an α that is not finite.
+        UserError: an argument, or what the critic gave, does not fit; outside jit, an action
+            that is not finite, or an α that is not or is below 0.
     """
     action = checked_noise(action, "action")
     checked_count(steps, "steps")
