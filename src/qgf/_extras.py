@@ -6,7 +6,7 @@ EXTRAS = {
     "ogbench": ("ogbench", "mujoco"),
     "ray": ("ray",),
     "torch": ("torch",),
-    "plots": ("matplotlib", "imageio_ffmpeg"),
+    "plots": ("matplotlib", "imageio_ffmpeg", "PIL"),
 }
 
 

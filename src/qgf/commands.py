@@ -83,7 +83,8 @@ class Train:
     action: str | None = None
     """the recorded field that is the action"""
     reward: str | None = None
-    """what is paid: a recorded field, success, sparse, or module:function"""
+    """what is paid: a recorded field, success, sparse, last-step, success-csv:FILE, or
+    module:function"""
     method: str = "qgf"
     """one of `qgf methods`"""
     preset: Literal["laptop", "paper"] = "laptop"
@@ -259,7 +260,8 @@ class Compare:
     action: str | None = None
     """the recorded field that is the action"""
     reward: str | None = None
-    """what is paid: a recorded field, success, sparse, or module:function"""
+    """what is paid: a recorded field, success, sparse, last-step, success-csv:FILE, or
+    module:function"""
     success: str | None = None
     """what tells success in a Gymnasium environment: a key of info, or return:NUMBER"""
     methods: tuple[str, ...] = ("qgf", "bfn")
@@ -323,7 +325,7 @@ class _Recorded:
     action: str | None = None
     """field of the actions"""
     reward: str | None = None
-    """field of the rewards; or success, sparse, or module:function"""
+    """field of the rewards; or success, sparse, last-step, success-csv:FILE, or module:function"""
 
     def fields(self) -> "Fields":
         from qgf.data.readers import Fields
@@ -364,12 +366,34 @@ class DataConvert(_Recorded):
 
 
 @dataclass(frozen=True)
+class DataLabel:
+    """Ask of every episode whether it succeeded, beside a sheet of their last pictures."""
+
+    path: Positional[str]
+    """file or folder of any format; FORMAT:PATH where several formats would fit"""
+    out: Path = Path("labels.csv")
+    """the answers, which --reward success-csv:FILE takes; the sheet lies beside it, as PNG"""
+    camera: str | None = None
+    """which camera; by default the first one"""
+
+    def __call__(self) -> None:
+        from qgf.data import open_recording
+        from qgf.data.labelling import label_episodes
+
+        recording = open_recording(self.path)
+        labels = label_episodes(recording, self.out, input, self.camera)
+        won, count = sum(labels.values()), len(recording.ends)
+        print(f"{self.out}: {len(labels)} of {count} episodes have a label, {won} succeed")
+
+
+@dataclass(frozen=True)
 class Data:
-    """Look at recorded data of any format, or write them as ours."""
+    """Look at recorded data of any format, label them, or write them as ours."""
 
     command: Annotated[
         Annotated[DataInspect, tyro.conf.subcommand("inspect", prefix_name=False)]
-        | Annotated[DataConvert, tyro.conf.subcommand("convert", prefix_name=False)],
+        | Annotated[DataConvert, tyro.conf.subcommand("convert", prefix_name=False)]
+        | Annotated[DataLabel, tyro.conf.subcommand("label", prefix_name=False)],
         tyro.conf.arg(name=""),
     ]
 

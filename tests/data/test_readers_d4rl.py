@@ -102,7 +102,7 @@ def test_without_rewards_and_terminals_there_is_imitation(way, tmp_path):
     found = recording.trajectories()
     assert found.reward is None and found.lengths.tolist() == [*LENGTHS]
     assert not np.any(found.terminated)
-    assert recording.rewards() == ("module:function",)
+    assert recording.rewards() == ("last-step", "success-csv:FILE", "module:function")
 
 
 def test_a_dictionary_is_joined_in_the_order_asked_for():

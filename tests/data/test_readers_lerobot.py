@@ -80,7 +80,7 @@ def test_plain_recording_has_no_rewards(folder):
     found = recording.trajectories()
     assert found.reward is None and found.terminated is None
     assert found.lengths.tolist() == [*LENGTHS]
-    with pytest.raises(UserError, match=r"no rewards 'next.reward'.* could be: module:function"):
+    with pytest.raises(UserError, match=r"no rewards 'next.reward'.* could be: last-step"):
         recording.trajectories(Fields(reward="next.reward"))
 
 

@@ -113,7 +113,7 @@ def test_without_rewards_there_is_imitation(write):
     recording = open_recording(write(without=("rewards", "dones")))
     found = recording.trajectories()
     assert found.reward is None and found.terminated is None
-    assert recording.rewards() == ("module:function",)
+    assert recording.rewards() == ("last-step", "success-csv:FILE", "module:function")
 
 
 def test_a_field_that_some_episodes_lack(write):

@@ -184,6 +184,8 @@ def test_which_rewards_there_could_be():
         "rewards",
         "success",
         "sparse",
+        "last-step",
+        "success-csv:FILE",
         "module:function",
     )
     with pytest.raises(UserError, match="does not say where the task is solved"):

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from qgf.data.readers import DEFAULTS, Fields, Recording, held_out
+from qgf.data.readers import DEFAULTS, JUDGED, Fields, Recording, held_out
 from qgf.data.trajectories import Trajectories
+from qgf.errors import UserError
 
 IMAGE = 4
 """axes of a field whose range is not looked for"""
@@ -161,6 +162,28 @@ def missing_for_critic(trajectories: Trajectories) -> tuple[str, ...]:
                 "recorded: their last steps serve the policy alone"
             )
     return tuple(lines)
+
+
+def check_outcomes(recording: Recording, fields: Fields, trajectories: Trajectories) -> None:
+    """Raise UserError if rewards are made of success, and all or no episodes succeed.
+
+    Args:
+        recording: what the episodes are of.
+        fields: what is used of it.
+        trajectories: the episodes with these fields.
+    """
+    if fields.reward not in JUDGED and not fields.files:
+        return
+    solved = _share(trajectories, trajectories.success)
+    if solved not in (0.0, 1.0):
+        return
+    if solved:
+        why = "all episodes succeed, so that nothing tells a critic what fails"
+        how = "add failures, or use last-step to teach it how long success takes"
+    else:
+        why = "no episode succeeds, so that a critic learns nothing"
+        how = "add successes, or say which these are: qgf data label"
+    raise UserError(f"{recording.source}: by {fields.reward} {why}; {how}")
 
 
 def format_inspection(found: Inspection) -> str:

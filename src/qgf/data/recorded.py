@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from qgf.data.inspection import missing_for_critic
+from qgf.data.inspection import check_outcomes, missing_for_critic
 from qgf.data.manifest import Shard, Split
 from qgf.data.readers import Fields, open_recording, split_episodes, split_format
 from qgf.data.trajectories import Trajectories
@@ -31,8 +31,9 @@ class Recorded:
                     "at least two are needed, one of which validates"
                 )
         episodes = recording.trajectories(fields)
+        check_outcomes(recording, fields, episodes)
         self._parts = {split: episodes.take(numbers) for split, numbers in chosen.items()}
-        self._files = recording.files
+        self._files = (*recording.files, *fields.files)
         self.parts = recording.parts(fields)
         self.folder = Path(path)
         self.name = recording.format

@@ -14,6 +14,7 @@ from qgf.data.readers._recording import (
     held_out as held_out,
     split_episodes as split_episodes,
 )
+from qgf.data.readers._rewards import HEAD as HEAD, JUDGED as JUDGED, read_labels as read_labels
 from qgf.data.readers.d4rl import from_arrays as from_arrays
 from qgf.data.readers.own import convert as convert
 from qgf.errors import UserError

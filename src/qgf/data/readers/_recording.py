@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from qgf.data.trajectories import Trajectories
 from qgf.errors import UserError, nearest
@@ -23,6 +23,9 @@ REFUSED_KINDS = {
     "m": "spans of time",
 }
 
+LABELS = "success-csv:"
+"""before the name of a file of labels"""
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -32,12 +35,21 @@ class Fields:
         obs: the observations, joined in this order.
         action: the actions.
         reward: a field; "success" (1 at the first success, where the task ends), "sparse" (-1
-            until the first success, where the task ends, then 0), or "module:function".
+            until the first success, where the task ends, then 0), "last-step" (1 for the last
+            action of every episode, where the task ends), "success-csv:FILE" (the same of those
+            episodes that a file with the columns episode and success calls so), or
+            "module:function".
     """
 
     obs: tuple[str, ...] | None = None
     action: str | None = None
     reward: str | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read beside the recording."""
+        labelled = self.reward is not None and self.reward.startswith(LABELS)
+        return (Path(self.reward.removeprefix(LABELS)),) if labelled else ()
 
 
 DEFAULTS = Fields()
@@ -86,6 +98,7 @@ class Recording:
         refused: fields that cannot be used, and why.
         achieved: name of the field that says what a goal shows of a state; None if there is none.
         joined: of fields that were converted, the names of those that were joined, in order.
+        pictures: of cameras that are no fields, what reads the last picture of an episode.
     """
 
     format: str
@@ -105,6 +118,9 @@ class Recording:
     refused: Mapping[str, str] = field(default_factory=dict)
     achieved: str | None = None
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    pictures: Mapping[str, Callable[[int], UInt8[np.ndarray, "height width 3"]]] = field(
+        default_factory=dict
+    )
 
     @property
     def ends(self) -> Int[np.ndarray, " episode"]:
@@ -240,7 +256,7 @@ class Recording:
             terminated=label.terminated,
             reward=label.reward,
             unseen=self.unseen if self.of_state.issuperset(names) else self.last,
-            success=self.solved(),
+            success=label.success,
             goal=None if self.goal is None else self.numbers(self.goal),
             achieved=None if self.achieved is None else self.numbers(self.achieved),
             state={name: self.column(name) for name in state},

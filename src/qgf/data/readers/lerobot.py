@@ -5,6 +5,7 @@ there. `next.done` says that a recording ended, not why: the task ended where `n
 so too. Streams of cameras are left alone. Source: lerobot.datasets, version 0.6.1.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from qgf.data.readers._arrow import as_numpy, number_type, read_column, schema
+from qgf.data.readers._cameras import last_pictures
 from qgf.data.readers._layout import ends_of, same_shape, with_ends
 from qgf.data.readers._recording import Column, Recording, one_per_row, with_columns
 from qgf.errors import UserError
@@ -80,6 +82,7 @@ def read(path: Path) -> Recording:
             unseen=last,
             validation=_validation(path, info, numbers),
             refused=refused,
+            pictures=last_pictures(path, info, _of_episodes(about, numbers), data, lengths),
         ),
         columns,
     )
@@ -153,10 +156,10 @@ def _labels(
     if not about:
         return {}
     kinds = schema(about[0], EXTRA)
-    number = _steps(about, "episode_index")
-    where = {int(n): row for row, n in enumerate(number)}
-    if absent := [int(n) for n in numbers if int(n) not in where]:
+    number = set(_steps(about, "episode_index").tolist())
+    if absent := [int(n) for n in numbers if int(n) not in number]:
         raise UserError(f"{path}: meta/episodes says nothing about episode {absent[0]}")
+    said = _of_episodes(about, numbers)
     columns = {}
     for name, kind in kinds.items():
         dtype = number_type(kind)
@@ -164,13 +167,25 @@ def _labels(
             continue
 
         def read(name: str = name) -> np.ndarray:
-            values = _steps(about, name)[[where[int(n)] for n in numbers]]
+            values = said(name)
             rows = np.zeros(len(last), values.dtype)
             rows[np.flatnonzero(last) - 1] = values
             return rows
 
         columns[f"episodes/{name}"] = Column(last.shape, dtype, read)
     return columns
+
+
+def _of_episodes(
+    about: list[Path], numbers: Int[np.ndarray, " episode"]
+) -> Callable[[str], np.ndarray]:
+    """Return what reads a column of meta/episodes, in the order of the episodes."""
+
+    def read(name: str) -> np.ndarray:
+        where = {int(n): row for row, n in enumerate(_steps(about, "episode_index"))}
+        return _steps(about, name)[[where[int(n)] for n in numbers]]
+
+    return read
 
 
 def _validation(
